@@ -1,0 +1,415 @@
+"""Pictures in, batches out: datasets, splits and colour spaces.
+
+A data set is one uint8 tensor (N, 3, H, W) on the training device; CIFAR-10 is 150 MB, so no worker
+process is needed to feed it. A batch is an index into it, a random flip and a colour conversion:
+
+    images, labels = load_pictures("shapes", "datasets", size=32, train=True)
+    for gray, target in Batches(images, "rgb", batch_size=128, seed=0).epoch(1):
+        ...                       # gray (B, 1, H, W) and target (B, 3, H, W), float32 in [-1, 1]
+
+Every random choice about pictures comes from numpy's RandomState: its stream is frozen, so a seed
+means the same pictures on every platform and in every version.
+"""
+
+import argparse
+import http.client
+import shutil
+import socket
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+
+CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
+SHAPES_TRAIN, SHAPES_TEST = 5000, 1000  # enough to learn from, made in about a second
+DOWNLOAD_ERRORS = (
+    OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error
+)  # fmt: skip
+
+
+class DataError(Exception):
+    """A mistake about pictures that the user can mend; the message is one line."""
+
+
+class Pictures(NamedTuple):
+    images: torch.Tensor  # uint8 (N, 3, H, W), RGB
+    labels: torch.Tensor | None  # int64 (N,), or None where there are no classes
+
+
+# ------------------------------------------------------------------------------------------ flags
+
+
+def number(kind, low, high):
+    """An argparse type: an int or float from `low` to `high`."""
+    noun = "whole number" if kind is int else "number"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:  # also catches nan
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {low} to {high}")
+        return value
+
+    return parse
+
+
+def picture_size(text):
+    """An argparse type: a side in pixels that four poolings can halve."""
+    size = number(int, 16, 1024)(text)
+    if size % 16:
+        raise argparse.ArgumentTypeError(f"{size} is not a multiple of 16")
+    return size
+
+
+def add_flags(parser):
+    """The flags of every training script that are about pictures and batches."""
+    add = parser.add_argument
+    add("--dataset", choices=["cifar10", "folder", "shapes"], default="cifar10",
+        help="cifar10 is downloaded; folder reads DIR/train and DIR/test; shapes is made up here")
+    add("--data-dir", default="datasets", metavar="DIR",
+        help="where CIFAR-10 lies or is downloaded to, or the image folder (%(default)s)")
+    add("--size", type=picture_size, default=32,
+        help="side of the pictures of --dataset folder or shapes, a multiple of 16 (%(default)s)")
+    add("--color", choices=list(CHANNELS), default="rgb",
+        help="rgb: from luma to RGB; lab: from L* to a*b* (%(default)s)")
+    add("--limit", type=number(int, 4, 10**9), metavar="N",
+        help="draw N training pictures at random, for a quick run (all)")
+    add("--val-fraction", type=number(float, 0.001, 0.9), default=0.1,
+        help="share of the training pictures kept for validation (%(default)s)")
+    add("--batch-size", type=number(int, 2, 10**6), default=128, help="pictures a step (%(default)s)")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0,
+        help="of the weights, the split, the order and the flips (%(default)s)")
+
+
+# --------------------------------------------------------------------------------------- datasets
+
+
+def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
+    """All training or all test pictures of a data set, as Pictures.
+
+    `limit` draws that many of them at random by `seed`, before anything is decoded.
+    Raises DataError where there are none, and says what to do.
+    """
+    if dataset == "cifar10":
+        return _load_cifar10(Path(data_dir), size, train, limit, seed)
+    if dataset == "folder":
+        return _load_folder(Path(data_dir), size, train, limit, seed)
+    number_made, stream = (SHAPES_TRAIN, 1) if train else (SHAPES_TEST, 2)
+    images, labels, _ = make_shapes(number_made, size, seed=stream)
+    chosen = _draw(number_made, limit, seed)
+    return Pictures(images[chosen], labels[chosen])
+
+
+def load_training(args):
+    """Training and validation Pictures by the flags of `add_flags`, without the exactly gray ones.
+
+    Returns (training, validation, number of gray pictures dropped).
+    """
+    pictures = load_pictures(
+        args.dataset, args.data_dir, args.size, train=True, limit=args.limit, seed=args.seed
+    )
+    keep = torch.nonzero(~is_gray(pictures.images)).flatten()
+    if len(keep) < 3:
+        raise DataError(
+            f"{len(keep)} coloured training pictures are too few: two to train on and one to "
+            "validate on are the least; add pictures or raise --limit"
+        )
+    splits = split_random(len(keep), args.val_fraction, args.seed)
+    training, validation = (_pick(pictures, keep[indices]) for indices in splits)
+    return training, validation, len(pictures.images) - len(keep)
+
+
+def is_gray(images):
+    """True for each picture (N, 3, H, W) in which R = G = B everywhere."""
+    return (images == images[:, :1]).flatten(1).all(dim=1)
+
+
+def split_random(n, fraction, seed):
+    """Train and validation indices: a seeded permutation of n, cut at `fraction`.
+
+    Both are int64 tensors and neither is empty (n >= 2).
+    """
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(n).astype(np.int64))
+    held_out = min(max(round(n * fraction), 1), n - 1)
+    return order[held_out:], order[:held_out]
+
+
+def _pick(pictures, indices):
+    labels = None if pictures.labels is None else pictures.labels[indices]
+    return Pictures(pictures.images[indices], labels)
+
+
+def _draw(n, limit, seed):
+    """Sorted indices of `limit` out of n things, or of all n."""
+    if limit is None or limit >= n:
+        return np.arange(n)
+    return np.sort(np.random.RandomState(seed).permutation(n)[:limit])
+
+
+def _load_cifar10(root, size, train, limit, seed):
+    if size != 32:
+        raise DataError(
+            f"CIFAR-10's pictures are 32x32, not {size}x{size}: leave --size out, or use "
+            "--dataset folder"
+        )
+    cifar10 = torchvision.datasets.CIFAR10
+    new = [path for path in (root, root / cifar10.filename, root / cifar10.base_folder)
+           if not path.exists()]  # fmt: skip
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # seconds without an answer; torchvision sets none
+    try:
+        dataset = cifar10(root, train=train, download=True)
+    except BaseException as error:
+        for path in new:  # a failed or interrupted download leaves nothing behind
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if not isinstance(error, DOWNLOAD_ERRORS):
+            raise
+        raise DataError(
+            f"CIFAR-10 is not at {root / cifar10.filename} and could not be downloaded ({error}): "
+            "put that file there, use your own pictures with --dataset folder --data-dir DIR, "
+            "or made-up ones with --dataset shapes"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    chosen = _draw(len(dataset.data), limit, seed)
+    images = torch.from_numpy(dataset.data[chosen]).permute(0, 3, 1, 2).contiguous()
+    return Pictures(images, torch.tensor(dataset.targets)[chosen])
+
+
+def _load_folder(root, size, train, limit, seed):
+    paths = _image_paths(root / "train")
+    if (root / "test").is_dir():
+        if not train:
+            paths = _image_paths(root / "test")
+    else:
+        # A hash of the name, not a position: adding pictures moves none from one side to the other.
+        hashes = [zlib.crc32(path.name.encode()) for path in paths]
+        least = min(hashes)  # so that there is always one
+        held_out = [value % 10 == 0 or value == least for value in hashes]
+        paths = [path for path, out in zip(paths, held_out) if out != train]
+        print(f"{root / 'test'} is not there: a tenth of {root / 'train'} is held out as test "
+              f"pictures, by a hash of the file name ({sum(held_out)} of {len(held_out)})")  # fmt: skip
+    paths = [paths[i] for i in _draw(len(paths), limit, seed)]
+
+    images, decoded = [], []
+    for count, path in enumerate(paths, 1):
+        try:
+            images.append(_read_thumbnail(path, size))
+            decoded.append(path)
+        except Exception as error:  # what a damaged file can raise is without end
+            print(f"skipped {path}: {error}", file=sys.stderr)
+        last = count == len(paths)
+        if last or (count % 500 == 0 and sys.stderr.isatty()):
+            print(f"decoded {len(images):,} of {len(paths):,} pictures in {root}",
+                  end="\n" if last else "\r", file=sys.stderr, flush=True)  # fmt: skip
+    if not images:
+        raise DataError(f"no picture in {root} could be decoded: give --data-dir other pictures")
+    return Pictures(torch.stack(images), _class_labels(root, decoded))
+
+
+def _image_paths(folder):
+    if not folder.is_dir():
+        raise DataError(
+            f"there is no folder {folder}: --dataset folder reads DIR/train/ (and DIR/test/) of "
+            "the DIR in --data-dir"
+        )
+    readable = {suffix for suffix, kind in Image.registered_extensions().items()
+                if kind in Image.OPEN}  # fmt: skip
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+    if not paths:
+        raise DataError(f"there are no pictures in {folder}: put some there, in class folders or flat")
+    return paths
+
+
+def _class_labels(root, paths):
+    """The first folder below train/ or test/ is a picture's class; flat folders have none."""
+    parts = [path.relative_to(root).parts[1:] for path in paths]
+    if any(len(part) == 1 for part in parts):
+        return None
+    classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    numbers = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([numbers.get(part[0], -1) for part in parts])  # -1: not a training class
+
+
+def read_picture(path):
+    """A picture file of any mode as an upright RGB PIL image; 16-bit values are scaled to 8."""
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+        return image.convert("RGB")
+
+
+def _read_thumbnail(path, size):
+    image = read_picture(path)
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def make_shapes(n, size, seed):
+    """n made-up scenes: sky above, ground below, and one object whose colour may be a surprise.
+
+    Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow: lightness varies, so
+    the shape tells the colour and the gray level does not. A triangle (label 2) is orange or blue,
+    equally likely. The two have equal luma and equal L*, and their mean is gray: nothing in the
+    gray picture tells which one it was.
+
+    Returns images uint8 (n, 3, size, size), labels int64 (n,), and the objects' pixels, bool
+    (n, size, size).
+    """
+    random = np.random.RandomState(seed)
+
+    def uniform(low, high):
+        return torch.from_numpy(random.uniform(low, high, (n, 1, 1)).astype(np.float32))
+
+    grid = (torch.arange(size) + 0.5) / size
+    y, x = grid[:, None], grid[None, :]  # (size, 1), (1, size), in [0, 1]
+    labels = torch.from_numpy(random.randint(3, size=n).astype(np.int64))
+    orange = torch.from_numpy(random.randint(2, size=n).astype(bool))
+
+    center_x, center_y = uniform(0.35, 0.65), uniform(0.35, 0.65)
+    radius = uniform(0.2, 0.3)
+    right, down = x - center_x, y - center_y  # from the object's centre, (n, size, size) together
+    disc = right**2 + down**2 < radius**2
+    square = torch.maximum(right.abs(), down.abs()) < 0.9 * radius
+    triangle = (down.abs() < radius) & (right.abs() < (down + radius) * 0.6)
+    objects = torch.stack([disc, square, triangle])[labels, torch.arange(n)]
+
+    hues = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])  # disc, square, blue
+    object_colors = hues[labels]
+    object_colors[(labels == 2) & orange] = torch.tensor([125, 85.4, 0])
+    sky = torch.tensor([105.0, 165, 225]).expand(n, 3)
+    ground = torch.tensor([85.0, 150, 60]).expand(n, 3)
+
+    def layer(colors, lightness):  # (n, 3) and (n, 1, 1) -> (n, 3, 1, 1)
+        return colors[:, :, None, None] * lightness[:, None]
+
+    images = torch.where(
+        (y < uniform(0.35, 0.75))[:, None],
+        layer(sky, uniform(0.5, 1.1)),
+        layer(ground, uniform(0.5, 1.5)),
+    )
+    images = torch.where(objects[:, None], layer(object_colors, uniform(0.7, 1.2)), images)
+    shade = 1 + uniform(-0.3, 0.3) * (x - 0.5)  # light falls from one side
+    images = (images * shade[:, None]).round().clamp(0, 255).to(torch.uint8)
+    return images, labels, objects
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+class Batches:
+    """Shuffled, randomly flipped, colour-converted batches of pictures that stay on their device.
+
+    images: uint8 (N, 3, H, W), N >= 2. A `batch_size` above N means one batch of all N. A last
+    batch of one picture is left out, because BatchNorm cannot normalize it.
+    """
+
+    def __init__(self, images, color, batch_size, seed):
+        self.images, self.color, self.seed = images, color, seed
+        self.batch_size = min(batch_size, len(images))
+
+    def __len__(self):
+        """Batches an epoch."""
+        full, rest = divmod(len(self.images), self.batch_size)
+        return full + (rest > 1)
+
+    def epoch(self, epoch):
+        """Yield (gray, target) float32 batches; (seed, epoch) alone decides order and flips."""
+        random = np.random.RandomState([self.seed, epoch])
+        order = torch.from_numpy(random.permutation(len(self.images)).astype(np.int64))
+        flips = torch.from_numpy(random.rand(len(self.images)) < 0.5)
+        order, flips = order.to(self.images.device), flips.to(self.images.device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            batch = self.images[order[start : start + self.batch_size]]
+            flip = flips[start : start + self.batch_size, None, None, None]
+            batch = torch.where(flip, batch.flip(-1), batch)
+            gray, target = to_gray_and_target(batch, self.color)
+            yield gray, target.contiguous(memory_format=torch.channels_last)
+
+
+# ----------------------------------------------------------------------------------------- colour
+# CIE L*a*b* of sRGB (IEC 61966-2-1, CIE 15). Elementwise float32, not matrix products: those would
+# lose digits to TF32 on a GPU and to autocast.
+
+XYZ_FROM_RGB = np.array([
+    [0.4124564, 0.3575761, 0.1804375],
+    [0.2126729, 0.7151522, 0.0721750],
+    [0.0193339, 0.1191920, 0.9503041],
+])  # fmt: skip
+WHITE = XYZ_FROM_RGB.sum(axis=1)  # of the matrix itself, so that gray has a* = b* = 0 exactly
+RGB_FROM_XYZ = np.linalg.inv(XYZ_FROM_RGB)
+LUMA = np.array([[0.299, 0.587, 0.114]])  # Rec. 601
+DELTA = 6 / 29  # where the cube root of f(t) hands over to a line
+
+
+def rgb_to_lab(rgb):
+    """sRGB in [0, 1] to CIE L*a*b*: L* in [0, 100], a* and b* within (-110, 110).
+
+    float (N, 3, H, W) -> float32 (N, 3, H, W).
+    """
+    rgb = rgb.float()
+    linear = torch.where(
+        rgb <= 0.04045, rgb / 12.92, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
+    )
+    t = _mix(linear, XYZ_FROM_RGB / WHITE[:, None])
+    cube_root = t.clamp(min=DELTA**3) ** (1 / 3)
+    f = torch.where(t > DELTA**3, cube_root, t / (3 * DELTA**2) + 4 / 29)
+    fx, fy, fz = f.unbind(1)
+    return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], dim=1)
+
+
+def lab_to_rgb(lab):
+    """CIE L*a*b* to sRGB in [0, 1], clipped to the gamut; the inverse of `rgb_to_lab`.
+
+    float (N, 3, H, W) -> float32 (N, 3, H, W). Gradients are finite everywhere.
+    """
+    lightness, a, b = lab.float().unbind(1)
+    fy = (lightness + 16) / 116
+    f = torch.stack([fy + a / 500, fy, fy - b / 200], dim=1)
+    t = torch.where(f > DELTA, f**3, 3 * DELTA**2 * (f - 4 / 29))
+    linear = _mix(t, RGB_FROM_XYZ * WHITE).clamp(0, 1)
+    power = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
+    return torch.where(linear <= 0.0031308, 12.92 * linear, power)
+
+
+def _mix(channels, matrix):
+    """Each output channel of (N, 3, H, W) is a row of `matrix` applied to the input channels."""
+    x, y, z = channels.unbind(1)
+    return torch.stack([float(p) * x + float(q) * y + float(r) * z for p, q, r in matrix], dim=1)
+
+
+def luma(rgb):
+    """Rec. 601 luma (N, 1, H, W) of float RGB (N, 3, H, W), in the same range."""
+    return _mix(rgb, LUMA)
+
+
+def to_gray_and_target(images, color):
+    """What a generator sees and what it should paint, from uint8 RGB (N, 3, H, W).
+
+    rgb: gray is luma (N, 1, H, W), target is RGB (N, 3, H, W).
+    lab: gray is L*/50 - 1 (N, 1, H, W), target is (a*, b*)/110 (N, 2, H, W).
+    All are float32 in [-1, 1].
+    """
+    rgb = images.float() / 255
+    if color == "rgb":
+        return (2 * luma(rgb) - 1).clamp(-1, 1), 2 * rgb - 1
+    lab = rgb_to_lab(rgb)
+    return (lab[:, :1] / 50 - 1).clamp(-1, 1), lab[:, 1:] / 110
+
+
+def to_rgb(gray, output, color):
+    """RGB (N, 3, H, W) in [0, 1], float32, from a generator's input and its output."""
+    if color == "rgb":
+        return (output.float() + 1) / 2
+    lightness = 50 * (gray.float() + 1)
+    return lab_to_rgb(torch.cat([lightness, 110 * output.float()], dim=1))

@@ -1,0 +1,416 @@
+"""Metrics and the comparison figure; training scripts validate, draw and log with the same code.
+
+    python evaluate.py --ckpt runs/unet/last.pt runs/gan/last.pt
+
+measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour at all, the
+floor), and draws gray | each model | truth: random pictures first, then the last model's best and
+worst. `--json FILE` saves the rows.
+
+    mse, psnr, ssim          how close, pixel by pixel
+    mae_ab, acc_2, acc_5     how close in colour (Nazeri et al., 2018)
+    colorfulness, its ratio  how vivid (Hasler and Suesstrunk, 2003); a ratio of 1 is as the truth
+    ab_jsd                   how far the colours' distribution is from the truth's
+"""
+
+import argparse
+import csv
+import functools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+import data
+import models
+
+READ_EVERY = 50  # steps between two looks at the losses: each look waits for the device
+FIGURE_RANDOM, FIGURE_EXTREME = 8, 3  # rows: random ones; best and worst ones, each
+
+
+# ---------------------------------------------------------------------------------------- metrics
+# RGB is float32 (N, 3, H, W) in [0, 1]; each function returns one value a picture, (N,).
+
+
+def mse(output, truth):
+    """Mean squared error over channels and pixels."""
+    return ((output - truth) ** 2).mean(dim=(1, 2, 3))
+
+
+def psnr(output, truth):
+    """Peak signal-to-noise ratio in dB, at most 60."""
+    return (-10 * torch.log10(mse(output, truth))).clamp(max=60)
+
+
+def ssim(output, truth):
+    """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, full ones only."""
+    taps = torch.exp(-((torch.arange(11, device=output.device) - 5.0) ** 2) / (2 * 1.5**2))
+    taps = taps / taps.sum()
+
+    def blur(x):  # (N, 3, H, W) -> (N, 3, H - 10, W - 10)
+        one_channel = x.flatten(0, 1)[:, None]
+        rows = F.conv2d(one_channel, taps.view(1, 1, 11, 1))
+        return F.conv2d(rows, taps.view(1, 1, 1, 11)).view(*x.shape[:2], *(s - 10 for s in x.shape[2:]))
+
+    mean_o, mean_t = blur(output), blur(truth)
+    var_o, var_t = blur(output**2) - mean_o**2, blur(truth**2) - mean_t**2
+    covariance = blur(output * truth) - mean_o * mean_t
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_o * mean_t + c1) / (mean_o**2 + mean_t**2 + c1)
+    structure = (2 * covariance + c2) / (var_o + var_t + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def mae_ab(lab, true_lab):
+    """Mean absolute error of a* and b*, from L*a*b*."""
+    return (lab - true_lab)[:, 1:].abs().mean(dim=(1, 2, 3))
+
+
+def accuracy(lab, true_lab, percent):
+    """Share of pixels whose L*, a*, b* all lie within `percent` of their ranges (Nazeri et al.)."""
+    ranges = lab.new_tensor([100, 220, 220]).view(1, 3, 1, 1)
+    near = (lab - true_lab).abs() <= percent / 100 * ranges
+    return near.all(dim=1).float().mean(dim=(1, 2))
+
+
+def colorfulness(rgb):
+    """Colourfulness M3 of Hasler and Suesstrunk, 2003, for RGB of 0 to 255; 0 for a gray picture."""
+    r, g, b = (255 * rgb).flatten(2).unbind(1)  # (N, H * W) each
+    rg, yb = r - g, (r + g) / 2 - b
+    spread = torch.sqrt(rg.var(1, correction=0) + yb.var(1, correction=0))
+    return spread + 0.3 * torch.sqrt(rg.mean(1) ** 2 + yb.mean(1) ** 2)
+
+
+def ab_histogram(lab):
+    """Counts (23 * 23,) of a*b* in bins of width 10 centred on multiples of 10."""
+    bins = torch.floor(lab[:, 1:] / 10 + 0.5).long().clamp(-11, 11) + 11
+    return torch.bincount((23 * bins[:, 0] + bins[:, 1]).flatten(), minlength=23 * 23)
+
+
+def jensen_shannon(counts, other_counts):
+    """Jensen-Shannon divergence of two histograms in bits: 0 for equal, 1 for disjoint ones."""
+    p, q = counts.double() / counts.sum(), other_counts.double() / other_counts.sum()
+    middle = (p + q) / 2
+
+    def divergence(p):  # Kullback-Leibler, from p to the middle; 0 log 0 = 0
+        return (p * torch.log2(p / middle))[p > 0].sum()
+
+    return ((divergence(p) + divergence(q)) / 2).item()
+
+
+def measure(pairs):
+    """All metrics over (output, truth) batches of RGB, as (dict of floats, psnr a picture (N,))."""
+    rows, histograms = [], 0
+    for output, truth in pairs:
+        lab, true_lab = data.rgb_to_lab(output), data.rgb_to_lab(truth)
+        columns = {
+            "mse": mse(output, truth),
+            "psnr": psnr(output, truth),
+            "ssim": ssim(output, truth),
+            "mae_ab": mae_ab(lab, true_lab),
+            "acc_2": accuracy(lab, true_lab, 2),
+            "acc_5": accuracy(lab, true_lab, 5),
+            "colorfulness": colorfulness(output),
+            "colorfulness_ratio": colorfulness(truth),  # the mean's denominator, divided below
+        }
+        rows.append(torch.stack(list(columns.values()), dim=1).cpu().double())
+        histograms = histograms + torch.stack([ab_histogram(lab), ab_histogram(true_lab)]).cpu()
+    rows = torch.cat(rows)
+    metrics = dict(zip(columns, rows.mean(dim=0).tolist()))
+    vividness_of_truth = max(metrics["colorfulness_ratio"], 1e-6)  # all gray: do not divide by 0
+    metrics["colorfulness_ratio"] = metrics["colorfulness"] / vividness_of_truth
+    metrics["ab_jsd"] = jensen_shannon(*histograms)
+    return metrics, rows[:, list(columns).index("psnr")]
+
+
+@torch.inference_mode()
+def colorize(generator, images, color, batch_size=256):
+    """Yield (output, truth) batches of RGB in [0, 1] for uint8 images (N, 3, H, W).
+
+    `generator` is put in eval mode; its device is where it happens. None stands for no colour at
+    all: Rec. 601 luma in every channel.
+    """
+    device = images.device if generator is None else next(generator.parameters()).device
+    if generator is not None:
+        generator.eval()
+    for batch in images.split(batch_size):
+        batch = batch.to(device)
+        truth = batch.float() / 255
+        if generator is None:
+            yield data.luma(truth).expand_as(truth), truth
+        else:
+            gray, _ = data.to_gray_and_target(batch, color)
+            yield data.to_rgb(gray, generator(gray), color), truth
+
+
+def validate(generator, images, color):
+    """The metrics of a generator on uint8 images (N, 3, H, W), as a dict of floats."""
+    return measure(colorize(generator, images, color))[0]
+
+
+# ---------------------------------------------------------------------------------------- figures
+
+
+def draw_figure(columns, row_labels=()):
+    """A PIL picture of `columns`, a list of (title, RGB (N, 3, H, W) in [0, 1]), side by side.
+
+    `row_labels`, one a row, stand at the left, where they change.
+    """
+    count, _, height, width = columns[0][1].shape
+    scale = max(1, 96 // width)
+    font, gap, top = ImageFont.load_default(13), 4, 22
+    left = 62 if row_labels else gap
+    cell_w, cell_h = scale * width + gap, scale * height + gap
+    figure = Image.new("RGB", (left + cell_w * len(columns), top + cell_h * count), "white")
+    draw = ImageDraw.Draw(figure)
+    for i, (title, images) in enumerate(columns):
+        while draw.textlength(title, font) > cell_w - gap:  # a long name keeps its beginning
+            title = title.rstrip("…")[:-1] + "…"
+        draw.text((left + i * cell_w, 3), title, "black", font)
+        pixels = (images.cpu() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        for j, picture in enumerate(pixels.numpy()):
+            picture = Image.fromarray(picture).resize((scale * width, scale * height), Image.NEAREST)
+            figure.paste(picture, (left + i * cell_w, top + j * cell_h))
+    for j, label in enumerate(row_labels):
+        if j == 0 or label != row_labels[j - 1]:
+            draw.text((gap, top + j * cell_h), label, "black", font)
+    return figure
+
+
+def draw_comparison(generators, images, row_labels=()):
+    """gray | each model | truth: `generators` is a list of (title, generator, color)."""
+    gray, truth = next(colorize(None, images, "rgb", len(images)))
+    columns = [("gray", gray)]
+    for title, generator, color in generators:
+        output, _ = next(colorize(generator, images, color, len(images)))
+        columns.append((title, output))
+    return draw_figure([*columns, ("truth", truth)], row_labels)
+
+
+# -------------------------------------------------------------------------------- a training run
+
+
+class Run:
+    """What a training run prints, logs and keeps in its folder; the training is in the scripts.
+
+        with Run("train_unet", args, checkpoint) as run:
+            run.start(device, batches, validation images, gray pictures dropped)
+            run.save(0, generator=generator, ...)
+            for epoch in ...:
+                run.begin_epoch(epoch)
+                ...                       for each batch: run.step(loss=loss)
+                run.end_epoch(generator)
+                run.save(epoch, generator=generator, ...)
+
+    The folder holds last.pt, log.csv (a row an epoch) and samples/ (a grid an epoch). Raises
+    RunError when it holds another run, cannot be written, or a loss is not finite.
+    """
+
+    def __init__(self, script, args, checkpoint):
+        self.script, self.args, self.out = script, args, Path(args.out)
+        self.last = self.out / "last.pt"
+        self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
+        self.done = checkpoint["epoch"] if checkpoint else 0
+        if self.last.exists() and not (args.resume or args.overwrite):
+            raise models.RunError(
+                f"{self.out} holds a run: go on with --resume {self.last}, replace it with "
+                "--overwrite, or choose another --out"
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is KeyboardInterrupt and self.last.exists():
+            print(f"\ninterrupted: go on with python {self.script}.py --resume {self.last}",
+                  file=sys.stderr)  # fmt: skip
+
+    def start(self, device, batches, validation, dropped):
+        """Print what the run runs on, and make its folder."""
+        self.device, self.batches, self.validation = device, batches, validation
+        args, count = self.args, len(batches.images)
+        dtype = models.amp_dtype(device, args.amp) or torch.float32
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        batch = f"batch {batches.batch_size}"
+        if args.batch_size > count:
+            batch = f"one batch of all {count} (--batch-size {args.batch_size} is more)"
+        print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, {count:,} to train "
+              f"on, {len(validation):,} to validate, {dropped:,} gray ones dropped; {batch}; {name}, "
+              f"{str(dtype).removeprefix('torch.')}; into {self.out}", flush=True)  # fmt: skip
+        try:
+            (self.out / "samples").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise models.RunError(f"cannot make {self.out} ({error}): choose another --out") from error
+        if args.overwrite:
+            for sample in (self.out / "samples").glob("epoch_*.png"):
+                sample.unlink()
+        self.started, self.steps = time.perf_counter(), 0  # of this process
+
+    def begin_epoch(self, epoch):
+        self.epoch, self.total, self.epoch_steps = epoch, 0, 0
+        self.epoch_started = time.perf_counter()
+
+    def step(self, **losses):
+        """Add up a step's losses on the device; now and then read them, print and check them."""
+        self.total = self.total + torch.stack([loss.detach() for loss in losses.values()])
+        self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
+        if self.epoch_steps % READ_EVERY == 0 or self.epoch_steps == len(self.batches):
+            self._read(losses)
+        if self.device.type == "cpu" and self.steps in (1, 4):
+            self._warn_if_slow()
+
+    def _read(self, names):
+        means = (self.total / self.epoch_steps).tolist()  # waits for the device
+        if not all(math.isfinite(mean) for mean in means):
+            raise models.RunError(
+                f"the loss is not finite in epoch {self.epoch}; {self.last} holds epoch "
+                f"{self.epoch - 1}: lower --lr, or use --amp off"
+            )
+        self.losses = dict(zip(names, means))
+        if sys.stdout.isatty():
+            print(f"\r\x1b[Kepoch {self.epoch}/{self.args.epochs} step {self.epoch_steps}/"
+                  f"{len(self.batches)}  {_numbers(self.losses)}", end="", flush=True)  # fmt: skip
+
+    def _warn_if_slow(self):
+        now = time.perf_counter()
+        if self.steps == 1:  # which warms up and does not count
+            self.after_first_step = now
+            return
+        steps_left = (self.args.epochs - self.epoch + 1) * len(self.batches) - self.epoch_steps
+        hours = (now - self.after_first_step) / 3 * steps_left / 3600
+        if hours > 1:
+            print(f"about {hours:.0f} h on this CPU; --width 32 --amp on takes less", flush=True)
+
+    def end_epoch(self, generator):
+        """Validate, print the epoch's line, and draw its sample grid."""
+        now = time.perf_counter()
+        rate = self.epoch_steps * self.batches.batch_size / (now - self.epoch_started)
+        metrics = validate(generator, self.validation, self.args.color)
+        self.history.append({"epoch": self.epoch, **self.losses, **metrics, "pictures_per_s": rate})
+        epochs_done = self.steps / len(self.batches)
+        left = (time.perf_counter() - self.started) / epochs_done * (self.args.epochs - self.epoch)
+        shown = {name: metrics[name] for name in ("psnr", "colorfulness_ratio")}
+        start = "\r\x1b[K" if sys.stdout.isatty() else ""
+        print(f"{start}epoch {self.epoch}/{self.args.epochs}  {_numbers(self.losses)}  validation "
+              f"{_numbers(shown)}  {rate:,.0f} pictures/s  {left // 60:.0f}m{left % 60:02.0f}s left",
+              flush=True)  # fmt: skip
+        pictures = self.validation[:FIGURE_RANDOM]
+        grid = draw_comparison([("output", generator, self.args.color)], pictures)
+        grid.save(self.out / "samples" / f"epoch_{self.epoch:03d}.png")
+
+    def save(self, epoch, **state):
+        """Write last.pt, then log.csv to match."""
+        args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
+        models.save_checkpoint(self.last, self.script, args, epoch, history=self.history, **state)
+        with open(self.out / "log.csv", "w", newline="") as file:
+            if self.history:
+                writer = csv.DictWriter(file, self.history[0].keys())
+                writer.writeheader()
+                writer.writerows(self.history)
+
+
+def _numbers(values):
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def one_line_errors(main):
+    """Make main(argv) end a user's mistake in one line and exit status 2, and Ctrl-C in 130."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        try:
+            return main(argv)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        except torch.OutOfMemoryError:
+            message = "the GPU's memory is exhausted: lower --batch-size or --width"
+        except (data.DataError, models.RunError, OSError) as error:
+            message = error
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    return wrapped
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--ckpt", nargs="+", required=True, metavar="CKPT", help="last.pt of one or more runs")
+    add("--figure", default="comparison.png", metavar="PNG", help="the figure (%(default)s)")
+    add("--json", metavar="FILE", help="save the rows as a JSON list")
+    add("--dataset", choices=["cifar10", "folder", "shapes"], help="default: the checkpoint's")
+    add("--data-dir", metavar="DIR", help="default: the checkpoint's")
+    add("--size", type=data.picture_size, help="default: the checkpoint's")
+    add("--seed", type=data.number(int, 0, 2**32 - 1), default=0, help="of the pictures shown")
+    add("--device", default="auto", help="auto is cuda, else mps, else cpu")
+    return parser
+
+
+def load_test_pictures(args, checkpoints):
+    """The test pictures of the first checkpoint's data set, or of the one that the flags name."""
+    first = checkpoints[0]["args"]
+    for path, checkpoint in zip(args.ckpt, checkpoints):
+        for name, flag in (("dataset", "--dataset"), ("size", "--size")):
+            value = checkpoint["args"][name]
+            if getattr(args, name) is None and value != first[name]:
+                raise models.RunError(
+                    f"{path} was trained with {flag} {value} and {args.ckpt[0]} with {first[name]}: "
+                    f"give {flag} to measure all on the same pictures"
+                )
+    dataset = args.dataset or first["dataset"]
+    data_dir = args.data_dir or (first["data_dir"] if dataset == first["dataset"] else "datasets")
+    return data.load_pictures(dataset, data_dir, args.size or first["size"], train=False).images
+
+
+def print_table(rows):
+    names = [row["name"] for row in rows]
+    keys = [key for key in rows[0] if key != "name"]
+    width = max(map(len, names))
+    print(" " * width, *(f"{key:>{max(len(key), 7)}}" for key in keys))
+    for row in rows:
+        print(f"{row['name']:{width}}", *(f"{row[key]:{max(len(key), 7)}.4f}" for key in keys))
+
+
+@one_line_errors
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    device = models.choose_device(args.device)
+    checkpoints = [models.load_checkpoint(path) for path in args.ckpt]
+    images = load_test_pictures(args, checkpoints)
+
+    metrics, _ = measure(colorize(None, images, "rgb"))
+    rows = [{"name": "gray", **metrics}]
+    generators = []
+    for path, checkpoint in zip(args.ckpt, checkpoints):
+        generator = models.build_generator(checkpoint).to(device, memory_format=torch.channels_last)
+        color = checkpoint["args"]["color"]
+        metrics, psnrs = measure(colorize(generator, images, color))
+        rows.append({"name": path, **metrics})
+        generators.append((Path(path).resolve().parent.name, generator, color))
+    print_table(rows)
+
+    random = np.random.RandomState(args.seed).permutation(len(images))[:FIGURE_RANDOM].tolist()
+    worst_first = psnrs.argsort().tolist()
+    extreme = min(FIGURE_EXTREME, len(images))
+    chosen = {"random": random, "best": worst_first[::-1][:extreme], "worst": worst_first[:extreme]}
+    labels = [label for label, indices in chosen.items() for _ in indices]
+    figure = draw_comparison(generators, images[sum(chosen.values(), [])], labels)
+    Path(args.figure).parent.mkdir(parents=True, exist_ok=True)
+    figure.save(args.figure, format="PNG")
+    print(f"drew {args.figure}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

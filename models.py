@@ -1,0 +1,267 @@
+"""The networks, and the checkpoints they are saved in.
+
+    UNet            gray (N, 1, H, W) -> colour (N, 3 or 2, H, W) in [-1, 1]
+    Discriminator   gray and colour -> logits: real or generated?
+
+Both return float32 whatever the precision inside, so that losses and colours are computed in it.
+Below them: where a network runs (device, mixed precision), and how it is saved, resumed and loaded.
+"""
+
+import argparse
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CHECKPOINT_FORMAT = 1
+
+
+class RunError(Exception):
+    """A mistake about a run or its checkpoint that the user can mend; the message is one line."""
+
+
+# --------------------------------------------------------------------------------------- networks
+
+
+class UNet(nn.Module):
+    """The five-level max-pool U-Net of Ronneberger et al., 2015 (arXiv:1505.04597).
+
+    gray (N, 1, H, W), H and W multiples of 16 -> (N, out_channels, H, W) in [-1, 1], float32.
+    `width` is the number of channels at full resolution: 64 in the paper, 31 million parameters.
+    """
+
+    def __init__(self, out_channels, width=64):
+        super().__init__()
+        w = width
+        self.enc1 = self._unit(1, w)
+        self.enc2 = self._unit(w, 2 * w)
+        self.enc3 = self._unit(2 * w, 4 * w)
+        self.enc4 = self._unit(4 * w, 8 * w)
+        self.bottom = self._unit(8 * w, 16 * w)
+        self.up4, self.dec4 = self._up(16 * w, 8 * w), self._unit(16 * w, 8 * w)
+        self.up3, self.dec3 = self._up(8 * w, 4 * w), self._unit(8 * w, 4 * w)
+        self.up2, self.dec2 = self._up(4 * w, 2 * w), self._unit(4 * w, 2 * w)
+        self.up1, self.dec1 = self._up(2 * w, w), self._unit(2 * w, w)
+        self.head = nn.Conv2d(w, out_channels, kernel_size=1)
+
+    def forward(self, gray):
+        e1 = self.enc1(gray)  # (N, w, H, W)
+        e2 = self.enc2(F.max_pool2d(e1, 2))  # (N, 2w, H/2, W/2)
+        e3 = self.enc3(F.max_pool2d(e2, 2))  # (N, 4w, H/4, W/4)
+        e4 = self.enc4(F.max_pool2d(e3, 2))  # (N, 8w, H/8, W/8)
+        x = self.bottom(F.max_pool2d(e4, 2))  # (N, 16w, H/16, W/16)
+        x = self.dec4(torch.cat([self.up4(x), e4], dim=1))  # (N, 8w, H/8, W/8)
+        x = self.dec3(torch.cat([self.up3(x), e3], dim=1))  # (N, 4w, H/4, W/4)
+        x = self.dec2(torch.cat([self.up2(x), e2], dim=1))  # (N, 2w, H/2, W/2)
+        x = self.dec1(torch.cat([self.up1(x), e1], dim=1))  # (N, w, H, W)
+        return torch.tanh(self.head(x).float())  # (N, out_channels, H, W)
+
+    @staticmethod
+    def _unit(channels_in, channels_out):
+        return nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+
+    @staticmethod
+    def _up(channels_in, channels_out):
+        return nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2)
+
+
+class Discriminator(nn.Module):
+    """A conditional DCGAN discriminator (Radford et al., 2015): is this colour real for this gray?
+
+    gray (N, 1, H, W) and color (N, color_channels, H, W) -> float32 logits, above 0 for "real".
+
+    head "image": one verdict on the whole picture, (N, 1). 32 px are halved to 4x4 and one 4x4
+    convolution judges them; in larger pictures the verdict is the mean over what remains.
+    head "patch": one verdict on each patch, (N, 1, H/2 - 2, W/2 - 2), as in pix2pix (Isola et al.,
+    2017). A logit sees 16x16 pixels, a quarter of a CIFAR-10 picture's area.
+    """
+
+    def __init__(self, color_channels, width=64, head="image"):
+        super().__init__()
+        w = width
+        layers = [nn.Conv2d(1 + color_channels, w, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        if head == "image":
+            layers += self._unit(w, 2 * w, stride=2)  # (N, 2w, H/4, W/4)
+            layers += self._unit(2 * w, 4 * w, stride=2)  # (N, 4w, H/8, W/8)
+            layers += [nn.Conv2d(4 * w, 1, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]  # (N, 1)
+        elif head == "patch":
+            layers += self._unit(w, 2 * w, stride=1)  # (N, 2w, H/2 - 1, W/2 - 1)
+            layers += [nn.Conv2d(2 * w, 1, 4, padding=1)]  # (N, 1, H/2 - 2, W/2 - 2)
+        else:
+            raise ValueError(f"head is 'image' or 'patch', not {head!r}")
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, gray, color):
+        return self.layers(torch.cat([gray, color], dim=1)).float()
+
+    @staticmethod
+    def _unit(channels_in, channels_out, stride):
+        return [
+            nn.Conv2d(channels_in, channels_out, 4, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+
+
+# ------------------------------------------------------------------------ where and how they train
+
+
+def add_flags(parser, out):
+    """The flags of every training script that are about the machine and the run folder."""
+    add = parser.add_argument
+    add("--device", default="auto", help="auto is cuda, else mps, else cpu (%(default)s)")
+    add("--amp", choices=["auto", "on", "off"], default="auto",
+        help="mixed precision: auto is on with CUDA and off elsewhere (%(default)s)")
+    add("--out", default=out, metavar="DIR", help="the run folder (%(default)s)")
+    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    add("--resume", metavar="CKPT", help="go on from a last.pt, with all its flags")
+
+
+def choose_device(name):
+    """A torch.device from --device; "auto" is CUDA, else MPS, else the CPU. Raises RunError."""
+    # Float32 is meant where it is asked for: in evaluation, and in training with --amp off.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    if name == "auto":
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"--device {name} cannot be used ({reason}): use --device auto or cpu"
+        ) from error
+
+
+def amp_dtype(device, amp):
+    """The 16-bit type that autocast uses under --amp, or None for float32 throughout."""
+    if amp == "off" or (amp == "auto" and device.type != "cuda"):
+        return None
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def mixed_precision(device, amp):
+    """(autocast, scaler) for a training loop; both do nothing in float32.
+
+    Only float16 needs the GradScaler: bfloat16 has the range of float32.
+    """
+    dtype = amp_dtype(device, amp)
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    return autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def learning_rate(args, step, steps):
+    """Constant for the first half of all `steps`, then linearly down to 0, as in pix2pix."""
+    return args.lr * min(1.0, 2 * (1 - step / steps))
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+
+def save_checkpoint(path, script, args, epoch, **state):
+    """Write one file that rebuilds its model and says how it was trained.
+
+    args: dict of plain values. state: what to keep; networks, optimizers and scalers are saved by
+    their state_dict. The file is written beside `path`, flushed, then renamed over it, so that a
+    crash at any moment leaves the old one whole.
+    """
+    contents = {"format": CHECKPOINT_FORMAT, "script": script, "args": args, "epoch": epoch}
+    for name, value in state.items():
+        contents[name] = value.state_dict() if hasattr(value, "state_dict") else value
+    beside = Path(f"{path}.new")
+    try:
+        with open(beside, "wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
+        beside.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path} ({error}): make room, or choose another --out") from error
+
+
+def load_checkpoint(path):
+    """The dict that `save_checkpoint` wrote, on the CPU. Raises RunError.
+
+    Only tensors and plain values are read (weights_only), so a file cannot run code. CRCs are
+    checked first, because torch.load does not.
+    """
+    if not Path(path).is_file():
+        raise RunError(f"there is no checkpoint {path}: give the last.pt of a run folder")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} fails its CRC")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged archive can raise is without end
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"{path} is damaged or no checkpoint ({reason}): use another, or train again"
+        ) from error
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"format", "script", "args"}:
+        raise RunError(f"{path} was not written by these scripts: give the last.pt of a run folder")
+    if checkpoint["format"] > CHECKPOINT_FORMAT:
+        raise RunError(
+            f"{path} has format {checkpoint['format']}, and this code reads up to "
+            f"{CHECKPOINT_FORMAT}: update the code"
+        )
+    return checkpoint
+
+
+def build_generator(checkpoint):
+    """The trained generator of a loaded checkpoint, in eval mode on the CPU."""
+    weights = checkpoint["generator"]
+    generator = UNet(weights["head.weight"].shape[0], checkpoint["args"]["width"])
+    generator.load_state_dict(weights)
+    return generator.eval()
+
+
+def load_generator(path, device="cpu"):
+    """The trained generator of a checkpoint file, in eval mode on `device`. Raises RunError."""
+    return build_generator(load_checkpoint(path)).to(device)
+
+
+def parse_args(parser, script, argv):
+    """Parse the command line; with --resume, take every flag that is not given from the checkpoint.
+
+    Returns (args, checkpoint or None). Raises RunError where a given flag contradicts the
+    checkpoint: only the machine, the folders and a higher number of epochs may change.
+    """
+    args = parser.parse_args(argv)
+    if args.resume is None:
+        return args, None
+    checkpoint = load_checkpoint(args.resume)
+    if checkpoint["script"] != script:
+        raise RunError(f"{args.resume} was written by {checkpoint['script']}.py: resume it with that")
+    saved = checkpoint["args"]
+    args = parser.parse_args(argv, argparse.Namespace(**saved))
+    for name in saved.keys() - {"device", "amp", "data_dir", "out", "resume", "overwrite"}:
+        given, flag = getattr(args, name), "--" + name.replace("_", "-")
+        if given != saved[name] and not (name.endswith("epochs") and given > saved[name]):
+            raise RunError(
+                f"{flag} {given} contradicts {args.resume}, which has {saved[name]}: "
+                f"leave {flag} out, or start a new run"
+            )
+        if given != saved[name]:
+            print(f"{flag} raised from {saved[name]} to {given}: the learning rate is rescheduled")
+    return args, checkpoint
+
+
+def restore(checkpoint, **objects):
+    """Load the saved state of networks, optimizers and scalers back into them."""
+    for name, value in objects.items():
+        value.load_state_dict(checkpoint[name])

@@ -1,0 +1,121 @@
+"""Conditional DCGAN: adversarial + L1, as in pix2pix.
+
+A generator G (a U-Net) paints the colours of the gray picture x; a discriminator D sees gray and
+colours together and tells painted ones from real ones y. Each step updates both, once:
+
+    (1) D minimizes   -E[ log D(x, y) ] - E[ log(1 - D(x, G(x))) ]
+    (2) G minimizes   -E[ log D(x, G(x)) ] + l1 * E[ |G(x) - y| ]
+
+D learns what a pixel loss cannot say, that a brownish gray is a colour few things have; L1 keeps G
+near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits.
+Papers: Radford et al., "DCGAN", 2015, arXiv:1511.06434; Isola et al., "pix2pix", 2017,
+arXiv:1611.07004; one-sided label smoothing: Salimans et al., 2016, arXiv:1606.03498.
+
+    python train_gan.py --epochs 20 --l1 100                  # CIFAR-10, downloaded
+    python train_gan.py --dataset shapes --width 16           # a first run: made-up pictures
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+
+import data
+import evaluate
+import models
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--epochs", type=data.number(int, 1, 100_000), default=20, help="(%(default)s)")
+    add("--lr", type=data.number(float, 1e-8, 10), default=2e-4,
+        help="Adam's, for both networks (%(default)s)")
+    add("--width", type=data.number(int, 1, 512), default=64,
+        help="channels of both networks' first layer (%(default)s)")
+    add("--l1", type=data.number(float, 0, 1e6), default=100.0,
+        help="weight of L1 against the adversarial loss (%(default)s)")
+    add("--discriminator", choices=["image", "patch"], default="image",
+        help="judge the whole picture, or each 16x16 patch (%(default)s)")
+    add("--real-label", type=data.number(float, 0.5, 1), default=0.9,
+        help="what D should answer to real pictures: one-sided label smoothing (%(default)s)")
+    data.add_flags(parser)
+    models.add_flags(parser, out="runs/gan")
+    return parser
+
+
+def train(args, run, checkpoint):
+    device = models.choose_device(args.device)
+    autocast, scaler = models.mixed_precision(device, args.amp)
+    training, validation, dropped = data.load_training(args)
+    batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
+    run.start(device, batches, validation.images.to(device), dropped)
+
+    torch.manual_seed(args.seed)
+    channels = data.CHANNELS[args.color]
+    generator = models.UNet(channels, args.width)
+    generator = generator.to(device, memory_format=torch.channels_last)
+    discriminator = models.Discriminator(channels, args.width, args.discriminator)
+    discriminator = discriminator.to(device, memory_format=torch.channels_last)
+    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True}
+    optimizer_g = torch.optim.Adam(generator.parameters(), **adam)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
+    state = {"generator": generator, "optimizer_g": optimizer_g, "scaler": scaler,
+             "discriminator": discriminator, "optimizer_d": optimizer_d}  # fmt: skip
+    if checkpoint:
+        models.restore(checkpoint, **state)
+    else:
+        run.save(0, **state)
+
+    for epoch in range(run.done + 1, args.epochs + 1):
+        generator.train()
+        run.begin_epoch(epoch)
+        for step, (gray, target) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
+            for optimizer in (optimizer_g, optimizer_d):
+                optimizer.param_groups[0]["lr"] = models.learning_rate(
+                    args, step, args.epochs * len(batches)
+                )
+            with autocast:
+                fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
+
+            # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))). Real and fake pictures go
+            # through as separate batches, so that BatchNorm does not mix their statistics.
+            discriminator.requires_grad_(True)
+            with autocast:
+                real_logits = discriminator(gray, target)
+                fake_logits = discriminator(gray, fake.detach())
+            d_real = F.binary_cross_entropy_with_logits(
+                real_logits, torch.full_like(real_logits, args.real_label)
+            )
+            d_fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+            optimizer_d.zero_grad(set_to_none=True)
+            scaler.scale((d_real + d_fake) / 2).backward()  # halved: D learns slower, as in pix2pix
+            scaler.step(optimizer_d)
+
+            # (2) update G: minimize -log D(x, G(x)) + l1 * |G(x) - y|
+            discriminator.requires_grad_(False)  # its gradients would be thrown away
+            with autocast:
+                logits = discriminator(gray, fake)
+            adversarial = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+            l1 = F.l1_loss(fake, target)
+            optimizer_g.zero_grad(set_to_none=True)
+            scaler.scale(adversarial + args.l1 * l1).backward()
+            scaler.step(optimizer_g)
+            scaler.update()
+
+            run.step(d_real=d_real, d_fake=d_fake, adversarial=adversarial, l1=l1)
+        run.end_epoch(generator)
+        run.save(epoch, **state)
+
+
+@evaluate.one_line_errors
+def main(argv=None):
+    args, checkpoint = models.parse_args(build_parser(), "train_gan", argv)
+    with evaluate.Run("train_gan", args, checkpoint) as run:
+        train(args, run, checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""U-Net autoencoder: a pixel loss alone.
+
+A U-Net G looks at the gray picture x and paints the colours y, by minimizing
+
+    L(G) = E[ (G(x) - y)^2 ]     (--loss mse)     or     E[ |G(x) - y| ]     (--loss l1)
+
+over pixels. Where x does not tell the colour, the best answer to the square is the mean of all
+colours it could be, and the mean of many colours is a brownish gray: the sepia effect. It is
+faithful on average and pale; the GANs of the other scripts are the answer to that.
+Network: Ronneberger et al., "U-Net", 2015, arXiv:1505.04597.
+
+    python train_unet.py --epochs 20                          # CIFAR-10, downloaded
+    python train_unet.py --dataset shapes --width 16          # a first run: made-up pictures
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+
+import data
+import evaluate
+import models
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--epochs", type=data.number(int, 1, 100_000), default=20, help="(%(default)s)")
+    add("--lr", type=data.number(float, 1e-8, 10), default=1e-3, help="Adam's (%(default)s)")
+    add("--width", type=data.number(int, 1, 512), default=64,
+        help="channels of the U-Net at full resolution (%(default)s)")
+    add("--loss", choices=["mse", "l1"], default="mse", help="the pixel loss (%(default)s)")
+    data.add_flags(parser)
+    models.add_flags(parser, out="runs/unet")
+    return parser
+
+
+def train(args, run, checkpoint):
+    device = models.choose_device(args.device)
+    autocast, scaler = models.mixed_precision(device, args.amp)
+    training, validation, dropped = data.load_training(args)
+    batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
+    run.start(device, batches, validation.images.to(device), dropped)
+
+    torch.manual_seed(args.seed)
+    generator = models.UNet(data.CHANNELS[args.color], args.width)
+    generator = generator.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, fused=True)
+    state = {"generator": generator, "optimizer": optimizer, "scaler": scaler}
+    if checkpoint:
+        models.restore(checkpoint, **state)
+    else:
+        run.save(0, **state)
+    pixel_loss = F.mse_loss if args.loss == "mse" else F.l1_loss
+
+    for epoch in range(run.done + 1, args.epochs + 1):
+        generator.train()
+        run.begin_epoch(epoch)
+        for step, (gray, target) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
+            optimizer.param_groups[0]["lr"] = models.learning_rate(
+                args, step, args.epochs * len(batches)
+            )
+            with autocast:
+                output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
+            loss = pixel_loss(output, target)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            run.step(loss=loss)
+        run.end_epoch(generator)
+        run.save(epoch, **state)
+
+
+@evaluate.one_line_errors
+def main(argv=None):
+    args, checkpoint = models.parse_args(build_parser(), "train_unet", argv)
+    with evaluate.Run("train_unet", args, checkpoint) as run:
+        train(args, run, checkpoint)
+
+
+if __name__ == "__main__":
+    main()
