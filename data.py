@@ -28,6 +28,8 @@ from PIL import Image, ImageOps
 
 CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
 SHAPES_TRAIN, SHAPES_TEST = 5000, 1000  # enough to learn from, made in about a second
+SHAPES_TRAIN_SEED, SHAPES_TEST_SEED = 1, 2  # fixed, like CIFAR-10's pictures: --seed changes neither
+DOWNLOAD_TIMEOUT = 10  # seconds without an answer are a no; torchvision would wait forever
 DOWNLOAD_ERRORS = (
     OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error
 )  # fmt: skip
@@ -102,9 +104,11 @@ def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
         return _load_cifar10(Path(data_dir), size, train, limit, seed)
     if dataset == "folder":
         return _load_folder(Path(data_dir), size, train, limit, seed)
-    number_made, stream = (SHAPES_TRAIN, 1) if train else (SHAPES_TEST, 2)
-    images, labels, _ = make_shapes(number_made, size, seed=stream)
-    chosen = _draw(number_made, limit, seed)
+    if train:
+        images, labels, _ = make_shapes(SHAPES_TRAIN, size, SHAPES_TRAIN_SEED)
+    else:
+        images, labels, _ = make_shapes(SHAPES_TEST, size, SHAPES_TEST_SEED)
+    chosen = _draw(len(images), limit, seed)
     return Pictures(images[chosen], labels[chosen])
 
 
@@ -161,10 +165,10 @@ def _load_cifar10(root, size, train, limit, seed):
             "--dataset folder"
         )
     cifar10 = torchvision.datasets.CIFAR10
-    new = [path for path in (root, root / cifar10.filename, root / cifar10.base_folder)
-           if not path.exists()]  # fmt: skip
+    places = (*root.parents, root, root / cifar10.filename, root / cifar10.base_folder)
+    new = [path for path in places if not path.exists()]
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # seconds without an answer; torchvision sets none
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         dataset = cifar10(root, train=train, download=True)
     except BaseException as error:

@@ -405,7 +405,8 @@ def main(argv=None):
     chosen = {"random": random, "best": worst_first[::-1][:extreme], "worst": worst_first[:extreme]}
     labels = [label for label, indices in chosen.items() for _ in indices]
     figure = draw_comparison(generators, images[sum(chosen.values(), [])], labels)
-    Path(args.figure).parent.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (args.figure, args.json)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.save(args.figure, format="PNG")
     print(f"drew {args.figure}")
     if args.json:

@@ -24,6 +24,8 @@ import data
 import evaluate
 import models
 
+REAL_LABEL = 0.9  # D's answer to a real picture: below 1, so that it never grows too sure of itself
+
 
 def build_parser():
     parser = argparse.ArgumentParser(
@@ -39,8 +41,6 @@ def build_parser():
         help="weight of L1 against the adversarial loss (%(default)s)")
     add("--discriminator", choices=["image", "patch"], default="image",
         help="judge the whole picture, or each 16x16 patch (%(default)s)")
-    add("--real-label", type=data.number(float, 0.5, 1), default=0.9,
-        help="what D should answer to real pictures: one-sided label smoothing (%(default)s)")
     data.add_flags(parser)
     models.add_flags(parser, out="runs/gan")
     return parser
@@ -87,11 +87,11 @@ def train(args, run, checkpoint):
                 real_logits = discriminator(gray, target)
                 fake_logits = discriminator(gray, fake.detach())
             d_real = F.binary_cross_entropy_with_logits(
-                real_logits, torch.full_like(real_logits, args.real_label)
+                real_logits, torch.full_like(real_logits, REAL_LABEL)
             )
             d_fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
             optimizer_d.zero_grad(set_to_none=True)
-            scaler.scale((d_real + d_fake) / 2).backward()  # halved: D learns slower, as in pix2pix
+            scaler.scale(d_real + d_fake).backward()
             scaler.step(optimizer_d)
 
             # (2) update G: minimize -log D(x, G(x)) + l1 * |G(x) - y|

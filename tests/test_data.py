@@ -1,0 +1,325 @@
+import pickle
+import socket
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import data
+import train_unet
+
+# ----------------------------------------------------------------------------------------- colour
+
+
+def lab_by_the_book(rgb):
+    """CIE L*a*b* of sRGB (N, 3) in [0, 1], in float64, written from the formulas."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    rows = [(0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750),
+            (0.0193339, 0.1191920, 0.9503041)]  # fmt: skip
+    x, y, z = (linear @ np.array(row) / sum(row) for row in rows)
+
+    def f(t):
+        return np.where(t > (6 / 29) ** 3, np.cbrt(t), t * (29 / 6) ** 2 / 3 + 4 / 29)
+
+    return np.stack([116 * f(y) - 16, 500 * (f(x) - f(y)), 200 * (f(y) - f(z))], axis=1)
+
+
+def as_pictures(colors):  # (N, 3) -> (N, 3, 1, 1)
+    return torch.as_tensor(colors)[:, :, None, None]
+
+
+def all_kinds_of_colors():
+    corners = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, -1).T
+    dark = np.random.RandomState(1).rand(10_000, 3) * 0.06  # where the formulas change branch
+    return np.concatenate([corners, dark, np.random.RandomState(0).rand(200_000, 3)])
+
+
+def test_lab_agrees_with_the_formulas_in_float64_over_the_whole_cube():
+    colors = all_kinds_of_colors()
+    lab = data.rgb_to_lab(as_pictures(colors.astype(np.float32)))
+    assert np.abs(lab.flatten(1).numpy() - lab_by_the_book(colors)).max() < 1e-3
+
+
+def test_rgb_comes_back_from_lab_within_half_a_byte():
+    rgb = as_pictures(all_kinds_of_colors().astype(np.float32))
+    assert (data.lab_to_rgb(data.rgb_to_lab(rgb)) - rgb).abs().max() < 0.5 / 255
+
+
+def test_gray_has_no_chroma():
+    gray = torch.linspace(0, 1, 256).view(-1, 1, 1, 1).expand(-1, 3, -1, -1)
+    assert data.rgb_to_lab(gray)[:, 1:].abs().max() < 1e-4
+
+
+def test_colors_outside_the_gamut_are_clipped_into_it():
+    lab = as_pictures([[50.0, 110, -110], [0, -110, 110], [100, 110, 110], [100, -110, -110]])
+    rgb = data.lab_to_rgb(lab)
+    assert rgb.min() >= 0 and rgb.max() <= 1
+
+
+@pytest.mark.parametrize("color", ["rgb", "lab"])
+def test_to_rgb_has_finite_gradients_for_every_output(color):
+    grid = torch.linspace(-1, 1, 21)
+    gray, *output = torch.cartesian_prod(*[grid] * (1 + data.CHANNELS[color])).unbind(1)
+    output = torch.stack(output, dim=1)[:, :, None, None].requires_grad_()
+    data.to_rgb(gray.view(-1, 1, 1, 1), output, color).sum().backward()
+    assert output.grad.isfinite().all()
+    assert output.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("color", ["rgb", "lab"])
+def test_a_perfect_output_gives_the_picture_back(color):
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    gray, target = data.to_gray_and_target(images, color)
+    assert gray.shape == (4, 1, 16, 16) and target.shape == (4, data.CHANNELS[color], 16, 16)
+    assert gray.abs().max() <= 1 and target.abs().max() <= 1
+    assert (data.to_rgb(gray, target, color) - images / 255).abs().max() < 0.5 / 255
+
+
+def test_gray_is_rec_601_luma_in_rgb_and_lightness_in_lab():
+    red = as_pictures([[255, 0, 0]]).to(torch.uint8)
+    assert data.to_gray_and_target(red, "rgb")[0].item() == pytest.approx(2 * 0.299 - 1)
+    assert data.to_gray_and_target(red, "lab")[0].item() == pytest.approx(53.2408 / 50 - 1, abs=1e-4)
+
+
+# ----------------------------------------------------------------------- splits and gray pictures
+
+
+@pytest.mark.parametrize("n, fraction", [(1000, 0.1), (3, 0.1), (2, 0.9), (50, 0.5)])
+def test_random_split_is_disjoint_and_complete(n, fraction):
+    training, validation = data.split_random(n, fraction, seed=0)
+    assert len(training) and len(validation)
+    assert sorted(torch.cat([training, validation]).tolist()) == list(range(n))
+
+
+def test_random_split_is_the_same_on_every_platform():
+    training, validation = data.split_random(10, 0.2, seed=0)
+    assert validation.tolist() == [2, 8]
+    assert training.tolist() == [4, 9, 1, 6, 7, 3, 0, 5]
+    assert data.split_random(10, 0.2, seed=1)[1].tolist() != [2, 8]
+
+
+def flags(*argv):
+    return train_unet.build_parser().parse_args([str(word) for word in argv])
+
+
+def save_images(folder, images):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.png")
+
+
+def noise(n, seed=0, side=32):
+    return np.random.RandomState(seed).randint(256, size=(n, side, side, 3)).astype(np.uint8)
+
+
+def test_gray_pictures_are_dropped_from_training_and_validation_but_not_from_the_test(tmp_path):
+    images = noise(20)
+    images[::4] = images[::4, :, :, :1]
+    save_images(tmp_path / "train" / "a", images)
+    save_images(tmp_path / "test" / "a", images)
+    args = flags("--dataset", "folder", "--data-dir", tmp_path, "--val-fraction", 0.2)
+    training, validation, dropped = data.load_training(args)
+    assert (len(training.images), len(validation.images), dropped) == (12, 3, 5)
+    assert len(training.labels) == 12
+    assert not data.is_gray(torch.cat([training.images, validation.images])).any()
+    assert len(data.load_pictures("folder", tmp_path, 32, train=False).images) == 20
+
+
+def test_limit_draws_before_the_split_and_validation_shrinks_with_it():
+    training, validation, _ = data.load_training(flags("--dataset", "shapes", "--limit", 50))
+    assert (len(training.images), len(validation.images)) == (45, 5)
+    other = data.load_training(flags("--dataset", "shapes", "--limit", 50, "--seed", 1))[0]
+    assert not torch.equal(training.images, other.images)
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+def numbered_pictures(n):
+    """Each picture says its number in red, and left from right in green."""
+    images = torch.zeros(n, 3, 16, 16, dtype=torch.uint8)
+    images[:, 0] = torch.arange(n).view(-1, 1, 1)
+    images[:, 1] = torch.arange(16)
+    return images
+
+
+@pytest.mark.parametrize("n, batch_size, sizes", [
+    (50, 16, [16, 16, 16, 2]), (49, 16, [16, 16, 16]), (48, 16, [16] * 3), (5, 128, [5]),
+])  # fmt: skip
+def test_an_epoch_has_every_picture_once_but_for_a_lonely_last_one(n, batch_size, sizes):
+    batches = data.Batches(numbered_pictures(n), "rgb", batch_size, seed=0)
+    targets = [target for _, target in batches.epoch(1)]
+    assert [len(target) for target in targets] == sizes and len(batches) == len(sizes)
+    numbers = torch.cat(targets)[:, 0, 0, 0].add(1).mul(127.5).round().tolist()
+    assert len(set(numbers)) == len(numbers) == sum(sizes)
+
+
+def test_a_flipped_gray_comes_with_its_flipped_target():
+    images = numbered_pictures(64)
+    flipped = 0
+    for gray, target in data.Batches(images, "rgb", 16, seed=0).epoch(3):
+        assert torch.allclose(data.luma((target + 1) / 2), (gray + 1) / 2, atol=1e-5)
+        for picture in ((target + 1) * 127.5).round().to(torch.uint8):
+            original = images[picture[0, 0, 0].long()]
+            is_flipped = torch.equal(picture, original.flip(-1))
+            assert is_flipped or torch.equal(picture, original)
+            flipped += is_flipped
+    assert 16 < flipped < 48
+
+
+def test_seed_and_epoch_alone_decide_order_and_flips():
+    def first(seed, epoch):
+        return next(data.Batches(numbered_pictures(40), "rgb", 16, seed).epoch(epoch))[1]
+
+    assert torch.equal(first(0, 1), first(0, 1))
+    assert not torch.equal(first(0, 1), first(0, 2))
+    assert not torch.equal(first(0, 1), first(1, 1))
+
+
+# --------------------------------------------------------------------------------------- datasets
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """A CIFAR-10 of 20 pictures, read by torchvision; only the lists of checksums are replaced."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, seed in (("data_batch_1", 0), ("test_batch", 1)):
+        rows = noise(10, seed).transpose(0, 3, 1, 2).reshape(10, -1)
+        (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": list(range(10))}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    source = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(source, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(source, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(source, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    return tmp_path
+
+
+def test_cifar10_is_read_by_torchvision(cifar10):
+    for train, seed in ((True, 0), (False, 1)):
+        pictures = data.load_pictures("cifar10", cifar10, 32, train)
+        assert pictures.labels.tolist() == list(range(10))
+        assert torch.equal(pictures.images.permute(0, 2, 3, 1), torch.from_numpy(noise(10, seed)))
+    train_unet.main(["--data-dir", str(cifar10), "--epochs", "1", "--width", "2",
+                     "--out", str(cifar10 / "run")])  # fmt: skip
+    assert (cifar10 / "run" / "last.pt").exists()
+
+
+def test_cifar10_that_cannot_be_downloaded_is_one_line_and_leaves_nothing(
+    tmp_path, monkeypatch, fails
+):
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:1/cifar.tar.gz")
+    where = tmp_path / "new" / "datasets"
+    line = fails(train_unet.main, ["--data-dir", where, "--out", tmp_path / "run"])
+    assert str(where / "cifar-10-python.tar.gz") in line
+    assert "--dataset folder --data-dir DIR" in line and "--dataset shapes" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_never_answers_is_a_no(tmp_path, monkeypatch):
+    assert data.DOWNLOAD_TIMEOUT == 10
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
+        with pytest.raises(data.DataError, match="timed out"):
+            data.load_pictures("cifar10", tmp_path, 32, train=True)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_folder_may_hold_any_mode_and_size(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    green = Image.new("RGB", (40, 40), (0, 200, 0))
+    for mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
+        green.convert(mode).save(folder / f"{mode}.tif" if mode != "P" else folder / "p.png")
+    green.save(folder / "photo.JPG", quality=95)
+    green.resize((90, 32)).save(folder / "wide.webp", lossless=True)
+    images = data.load_pictures("folder", tmp_path, 32, True).images
+    held_out = data.load_pictures("folder", tmp_path, 32, False).images
+    images = torch.cat([images, held_out])
+    assert images.shape == (7, 3, 32, 32)
+    assert (images[:, :, 16, 16].float() - torch.tensor([0.0, 200, 0])).abs().max() < 6
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    picture = np.asarray(data.read_picture(tmp_path / "deep.png"))
+    assert picture[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_class_folders_give_labels_and_flat_folders_none(tmp_path):
+    save_images(tmp_path / "classes" / "train" / "cat", noise(3))
+    save_images(tmp_path / "classes" / "train" / "dog", noise(2))
+    save_images(tmp_path / "classes" / "test" / "dog", noise(1))
+    load = data.load_pictures
+    assert load("folder", tmp_path / "classes", 32, True).labels.tolist() == [0, 0, 0, 1, 1]
+    assert load("folder", tmp_path / "classes", 32, False).labels.tolist() == [1]
+    save_images(tmp_path / "flat" / "train", noise(3))
+    assert load("folder", tmp_path / "flat", 32, True).labels is None
+
+
+def test_without_a_test_folder_a_tenth_is_held_out_by_name_and_said_so(tmp_path, capsys):
+    save_images(tmp_path / "train", noise(100))
+    test = data.load_pictures("folder", tmp_path, 32, train=False).images
+    assert "held out" in capsys.readouterr().out
+    train = data.load_pictures("folder", tmp_path, 32, train=True).images
+    hashes = {i: zlib.crc32(f"{i}.png".encode()) for i in range(100)}
+    expected = [i for i in sorted(range(100), key=lambda i: f"{i}.png")
+                if hashes[i] % 10 == 0 or hashes[i] == min(hashes.values())]  # fmt: skip
+    assert torch.equal(test.permute(0, 2, 3, 1), torch.from_numpy(noise(100)[expected]))
+    assert len(train) == 100 - len(test)
+
+
+def test_a_damaged_picture_is_named_and_skipped(tmp_path, capsys):
+    save_images(tmp_path / "train", noise(4))
+    whole = (tmp_path / "train" / "3.png").read_bytes()
+    (tmp_path / "train" / "3.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "train" / "notes.txt").write_text("not a picture, not looked at")
+    (tmp_path / "test").mkdir()
+    assert len(data.load_pictures("folder", tmp_path, 32, train=True).images) == 3
+    printed = capsys.readouterr().err
+    assert "skipped" in printed and "3.png" in printed and "notes.txt" not in printed
+    assert "decoded 3 of 4" in printed
+
+
+def test_folders_without_pictures_end_in_one_line(tmp_path, fails):
+    command = ["--dataset", "folder", "--data-dir", tmp_path, "--out", tmp_path / "run"]
+    assert f"no folder {tmp_path / 'train'}" in fails(train_unet.main, command)
+    (tmp_path / "train").mkdir()
+    assert "no pictures in" in fails(train_unet.main, command)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "train" / "bad.png").write_bytes(b"junk")
+    assert "could be decoded" in fails(train_unet.main, command)
+    (tmp_path / "train" / "bad.png").unlink()
+    save_images(tmp_path / "train" / "a", noise(2))
+    assert "too few" in fails(train_unet.main, command)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_two_colors_of_a_triangle_cannot_be_told_from_its_gray():
+    images, labels, objects = data.make_shapes(400, 32, seed=5)
+    assert sorted(labels.unique().tolist()) == [0, 1, 2]
+    triangle = labels == 2
+    pixels = images[triangle].permute(0, 2, 3, 1)[objects[triangle]].double()  # (P, 3)
+    gray = data.luma(pixels[:, :, None, None])[:, 0, 0, 0]
+    orange = pixels[:, 0] > pixels[:, 2]
+    assert 0.35 < orange.double().mean() < 0.65
+    # Scaled to the same gray, the colours' mean is that gray, and their L* is the same.
+    scaled = pixels / gray[:, None] * 100
+    two = torch.stack([scaled[orange].mean(0), scaled[~orange].mean(0)])
+    assert (two.mean(0) - 100).abs().max() < 1
+    lightness = lab_by_the_book(two.numpy() / 255)[:, 0]
+    assert abs(lightness[0] - lightness[1]) < 0.5
+    assert np.linalg.norm(lab_by_the_book(two.numpy() / 255)[:, 1:], axis=1).min() > 40
+
+
+def test_the_test_pictures_do_not_depend_on_the_seed():
+    one = data.load_pictures("shapes", "datasets", 32, train=False, seed=0).images
+    two = data.load_pictures("shapes", "datasets", 32, train=False, seed=1).images
+    assert torch.equal(one, two)
+    assert not torch.equal(one[:100], data.load_pictures("shapes", "", 32, train=True).images[:100])

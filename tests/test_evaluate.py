@@ -1,0 +1,212 @@
+"""Each metric against a plain, slow, independent computation in float64, and at its fixed points."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import evaluate
+import models
+import train_unet
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Random outputs and truths (5, 3, 16, 16): some alike, some far apart, one nearly gray."""
+    random = np.random.RandomState(0)
+    truth = random.rand(5, 3, 16, 16)
+    amount = np.array([0.005, 0.02, 0.05, 0.3, 1.0]).reshape(5, 1, 1, 1)
+    output = (truth + amount * random.randn(5, 3, 16, 16)).clip(0, 1)
+    truth[4] = truth[4].mean(axis=0) + 0.01 * truth[4]
+    return output, truth.clip(0, 1)
+
+
+@pytest.fixture(scope="module")
+def measured(pair):
+    output, truth = (torch.from_numpy(x).float() for x in pair)
+    # In uneven batches, so that a mean of the batches' means would show.
+    return evaluate.measure([(output[:4], truth[:4]), (output[4:], truth[4:])])[0]
+
+
+def lab(rgb):  # (N, 3, H, W), in float64
+    return data_lab(rgb.transpose(0, 2, 3, 1).reshape(-1, 3)).reshape(*rgb.shape[:1], -1, 3)
+
+
+def data_lab(colors):
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ data.XYZ_FROM_RGB.T / data.XYZ_FROM_RGB.sum(axis=1)
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+def test_mse_and_psnr(pair, measured):
+    errors = [np.mean((o - t) ** 2) for o, t in zip(*pair)]
+    assert measured["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
+    decibels = [min(60, 10 * math.log10(1 / error)) for error in errors]
+    assert measured["psnr"] == pytest.approx(np.mean(decibels), rel=1e-5)
+
+
+def test_ssim(pair, measured):
+    window = np.array([[math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5**2)) for j in range(11)]
+                       for i in range(11)])  # fmt: skip
+    window /= window.sum()
+    values = []
+    for o, t in zip(*(x.reshape(-1, 16, 16) for x in pair)):
+        for i in range(6):
+            for j in range(6):
+                x, y = o[i : i + 11, j : j + 11], t[i : i + 11, j : j + 11]
+                mx, my = (window * x).sum(), (window * y).sum()
+                vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+                cov = (window * (x - mx) * (y - my)).sum()
+                c1, c2 = 0.01**2, 0.03**2
+                values.append((2 * mx * my + c1) * (2 * cov + c2)
+                              / ((mx**2 + my**2 + c1) * (vx + vy + c2)))  # fmt: skip
+    assert measured["ssim"] == pytest.approx(np.mean(values), abs=1e-5)
+
+
+def test_chroma_error_and_accuracies(pair, measured):
+    o, t = map(lab, pair)
+    assert measured["mae_ab"] == pytest.approx(np.abs(o - t)[..., 1:].mean(), rel=1e-4)
+    for percent in (2, 5):
+        near = [all(abs(p - q) <= percent / 100 * full for p, q, full in zip(x, y, (100, 220, 220)))
+                for x, y in zip(o.reshape(-1, 3), t.reshape(-1, 3))]  # fmt: skip
+        assert 0.05 < np.mean(near) < 0.95
+        assert measured[f"acc_{percent}"] == pytest.approx(np.mean(near), abs=2e-3)
+
+
+def hasler_suesstrunk(picture):
+    r, g, b = 255 * picture
+    rg, yb = (r - g).ravel(), (0.5 * (r + g) - b).ravel()
+    return math.hypot(np.std(rg), np.std(yb)) + 0.3 * math.hypot(np.mean(rg), np.mean(yb))
+
+
+def test_colorfulness(pair, measured):
+    output, truth = ([hasler_suesstrunk(picture) for picture in x] for x in pair)
+    assert measured["colorfulness"] == pytest.approx(np.mean(output), rel=1e-5)
+    ratio = np.mean(output) / np.mean(truth)
+    assert measured["colorfulness_ratio"] == pytest.approx(ratio, rel=1e-5)
+
+
+def test_jensen_shannon_divergence_of_the_ab_histograms(pair, measured):
+    histograms = []
+    for x in pair:
+        counts = {}
+        for _, a, b in lab(x).reshape(-1, 3):
+            where = (math.floor(a / 10 + 0.5), math.floor(b / 10 + 0.5))
+            counts[where] = counts.get(where, 0) + 1 / (5 * 256)
+        histograms.append(counts)
+    p, q = histograms
+    divergence = 0
+    for where in {*p, *q}:
+        middle = (p.get(where, 0) + q.get(where, 0)) / 2
+        for one in (p.get(where, 0), q.get(where, 0)):
+            divergence += 0.5 * one * math.log2(one / middle) if one else 0
+    assert 0.05 < divergence < 0.95
+    assert measured["ab_jsd"] == pytest.approx(divergence, abs=2e-3)
+
+
+def test_identical_pictures_are_perfect():
+    rgb = torch.rand(3, 3, 32, 32)
+    metrics, psnrs = evaluate.measure([(rgb, rgb.clone())])
+    perfect = {"mse": 0, "psnr": 60, "ssim": 1, "mae_ab": 0, "acc_2": 1, "acc_5": 1,
+               "colorfulness_ratio": 1, "ab_jsd": 0}  # fmt: skip
+    for name, value in perfect.items():
+        assert metrics[name] == pytest.approx(value, abs=1e-6), name
+    assert psnrs.tolist() == [60, 60, 60]
+
+
+def test_a_gray_picture_has_no_colorfulness():
+    gray = torch.rand(3, 1, 32, 32).expand(-1, 3, -1, -1)
+    assert evaluate.colorfulness(gray).abs().max() < 1e-4
+    metrics, _ = evaluate.measure([(gray, gray)])  # a gray truth divides nothing by 0
+    assert all(map(math.isfinite, metrics.values()))
+
+
+def test_disjoint_colors_diverge_by_one_bit():
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    assert evaluate.measure([(red, red.flip(1))])[0]["ab_jsd"] == pytest.approx(1)
+
+
+# ----------------------------------------------------------------------------- the command
+
+
+def test_rows_and_figure_of_the_command(tiny, tmp_path, capsys):
+    rgb, lab_run = tiny(train_unet.main, out="warm"), tiny(train_unet.main, "--color", "lab", out="cold")
+    checkpoints = [str(rgb / "last.pt"), str(lab_run / "last.pt")]
+    figure, rows = tmp_path / "new" / "figure", tmp_path / "rows.json"
+    command = ["--ckpt", *checkpoints, "--figure", str(figure), "--json", str(rows)]
+    capsys.readouterr()
+    evaluate.main(command)
+    printed = capsys.readouterr().out
+
+    rows = json.loads(rows.read_text())
+    assert [row["name"] for row in rows] == ["gray", *checkpoints]
+    keys = "name mse psnr ssim mae_ab acc_2 acc_5 colorfulness colorfulness_ratio ab_jsd".split()
+    assert all(list(row) == keys for row in rows)
+    assert rows[0]["colorfulness"] == pytest.approx(0, abs=1e-3)
+    for row in rows:
+        assert row["name"] in printed and f"{row['psnr']:.4f}" in printed
+
+    test = data.load_pictures("shapes", "", 32, train=False).images
+    generator = models.load_generator(checkpoints[1])
+    assert rows[2]["psnr"] == pytest.approx(evaluate.validate(generator, test, "lab")["psnr"], rel=1e-4)
+    truth = test.float() / 255
+    luma = (0.299 * truth[:, :1] + 0.587 * truth[:, 1:2] + 0.114 * truth[:, 2:]).expand_as(truth)
+    assert rows[0]["mse"] == pytest.approx(((luma - truth) ** 2).mean().item(), rel=1e-4)
+
+    picture = np.asarray(Image.open(figure))
+    evaluate.main(command)
+    assert np.array_equal(picture, np.asarray(Image.open(figure)))  # the same pictures every time
+    evaluate.main([*command, "--seed", "1"])
+    assert not np.array_equal(picture, np.asarray(Image.open(figure)))
+
+
+def test_the_figure_shows_best_and_worst_of_the_last_model(tiny, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluate, "draw_comparison",
+                        lambda *args: drawn.append(args) or Image.new("RGB", (1, 1)))  # fmt: skip
+    run = tiny(train_unet.main)
+    evaluate.main(["--ckpt", str(run / "last.pt"), "--figure", str(tmp_path / "f.png")])
+    generators, images, labels = drawn[-1]
+    assert [title for title, _, _ in generators] == ["run"]
+    assert labels == ["random"] * 8 + ["best"] * 3 + ["worst"] * 3
+
+    def psnrs(images):
+        return evaluate.measure(evaluate.colorize(generators[0][1], images, "rgb"))[1]
+
+    ranked = psnrs(data.load_pictures("shapes", "", 32, train=False).images).sort().values
+    assert torch.allclose(psnrs(images[8:11]), ranked[-3:].flip(0), atol=1e-3)
+    assert torch.allclose(psnrs(images[11:]), ranked[:3], atol=1e-3)
+
+
+def test_the_figure_is_gray_then_models_then_truth():
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    unet = models.UNet(3, width=4)
+    figure = np.asarray(evaluate.draw_comparison([("a run with a long name", unet, "rgb")], images))
+    cells = figure[22 + 48, 4 + 48 :: 100]  # the middle of each cell of the first row
+    truth = images[0, :, 16, 16].tolist()
+    assert len(cells) == 3
+    assert cells[0].tolist() == [round(0.299 * truth[0] + 0.587 * truth[1] + 0.114 * truth[2])] * 3
+    assert cells[2].tolist() == truth
+
+
+def test_checkpoints_of_other_pictures_need_a_flag_that_says_which(tiny, tmp_path, fails):
+    small, large = tiny(train_unet.main, out="a"), tiny(train_unet.main, "--size", 48, out="b")
+    command = ["--ckpt", small / "last.pt", large / "last.pt", "--figure", tmp_path / "f.png"]
+    assert "--size 48" in fails(evaluate.main, command)
+    evaluate.main([*map(str, command), "--size", "48"])
+    assert Image.open(tmp_path / "f.png").size == (62 + 4 * 100, 22 + 14 * 100)
+
+
+def test_mistakes_end_in_one_line(tiny, tmp_path, fails):
+    assert "no checkpoint" in fails(evaluate.main, ["--ckpt", tmp_path / "none.pt"])
+    run = tiny(train_unet.main)
+    command = ["--ckpt", run / "last.pt", "--figure", tmp_path / "f.png"]
+    assert "no folder" in fails(evaluate.main, [*command, "--dataset", "folder", "--data-dir", "nowhere"])
+    (tmp_path / "file").write_text("")
+    fails(evaluate.main, [*command[:2], "--figure", tmp_path / "file" / "f.png"])
+    fails(evaluate.main, [*command, "--json", tmp_path / "file" / "rows.json"])

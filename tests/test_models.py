@@ -1,0 +1,201 @@
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import models
+
+# --------------------------------------------------------------------------------------- networks
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_the_unet_has_the_31_million_parameters_of_the_paper():
+    with torch.device("meta"):
+        assert parameters(models.UNet(3)) == pytest.approx(31.0e6, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 32), (48, 80)])
+def test_the_unet_keeps_the_picture_size_and_stays_within_tanh(size):
+    output = models.UNet(2, width=4)(torch.randn(2, 1, *size) * 100)
+    assert output.shape == (2, 2, *size)
+    assert output.abs().max() <= 1
+
+
+def test_every_skip_of_the_unet_reaches_the_output():
+    unet = models.UNet(3, width=4).eval()
+    gray = torch.rand(1, 1, 32, 32)
+    whole = unet(gray)
+    for name in ("enc1", "enc2", "enc3", "enc4", "bottom"):
+        hook = getattr(unet, name).register_forward_hook(lambda module, x, y: 1 + y)
+        assert not torch.equal(unet(gray), whole), name
+        hook.remove()
+
+
+@pytest.mark.parametrize("head, size, shape", [
+    ("image", 32, (2, 1)), ("image", 64, (2, 1)), ("patch", 32, (2, 1, 14, 14)),
+])  # fmt: skip
+def test_the_discriminator_judges_pictures_or_patches(head, size, shape):
+    judge = models.Discriminator(2, width=4, head=head)
+    assert judge(torch.rand(2, 1, size, size), torch.rand(2, 2, size, size)).shape == shape
+
+
+@pytest.mark.parametrize("head, side", [("image", 32), ("patch", 16)])
+def test_a_verdict_sees_the_stated_receptive_field(head, side):
+    judge = models.Discriminator(3, width=4, head=head).eval()
+    gray = torch.rand(1, 1, 32, 32, requires_grad=True)
+    color = torch.rand(1, 3, 32, 32, requires_grad=True)
+    logits = judge(gray, color)
+    verdict = logits[0, 0, 7, 7] if head == "patch" else logits[0, 0]
+    for seen in torch.autograd.grad(verdict, [gray, color]):
+        rows, columns = torch.nonzero(seen[0].abs().sum(0)).unbind(1)
+        assert rows.max() - rows.min() + 1 == side
+        assert columns.max() - columns.min() + 1 == side
+
+
+def test_networks_return_float32_under_autocast():
+    unet, judge = models.UNet(3, width=4), models.Discriminator(3, width=4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        painted = unet(torch.rand(2, 1, 32, 32))
+        logits = judge(torch.rand(2, 1, 32, 32), painted)
+    assert painted.dtype == logits.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------- mixed precision
+
+
+@pytest.mark.parametrize("device, amp, has_bf16, dtype", [
+    ("cuda", "auto", True, torch.bfloat16), ("cuda", "auto", False, torch.float16),
+    ("cuda", "on", False, torch.float16), ("cuda", "off", True, None), ("cpu", "auto", True, None),
+    ("cpu", "on", False, torch.bfloat16), ("mps", "auto", True, None),
+])  # fmt: skip
+def test_amp_is_bfloat16_where_the_card_has_it_and_else_float16(
+    device, amp, has_bf16, dtype, monkeypatch
+):
+    def is_bf16_supported(including_emulation=True):
+        return has_bf16 or including_emulation  # emulated bfloat16 is slow and does not count
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert models.amp_dtype(torch.device(device), amp) == dtype
+
+
+@pytest.mark.parametrize("dtype, scales", [(torch.float16, True), (torch.bfloat16, False), (None, False)])
+def test_only_float16_has_a_gradient_scaler(dtype, scales, monkeypatch):
+    made = []
+    monkeypatch.setattr(models, "amp_dtype", lambda device, amp: dtype)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: made.append(kwargs))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **kwargs: made.append(kwargs))
+    models.mixed_precision(torch.device("cuda"), "auto")
+    assert made == [{"dtype": dtype, "enabled": dtype is not None}, {"enabled": scales}]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_step_runs_under_autocast():
+    device = models.choose_device("auto")
+    autocast, scaler = models.mixed_precision(device, "auto")
+    unet = models.UNet(3, width=8).to(device)
+    with autocast:
+        assert unet.head(torch.rand(1, 8, 4, 4, device=device)).dtype != torch.float32
+        loss = F.mse_loss(unet(torch.rand(2, 1, 32, 32, device=device)), torch.zeros(1, device=device))
+    scaler.scale(loss).backward()
+    assert all(p.grad.isfinite().all() for p in unet.parameters())
+
+
+def test_a_two_class_softmax_is_the_sigmoid_of_the_logits_difference():
+    two = torch.randn(64, 2, dtype=torch.float64)
+    labels = torch.randint(2, (64,))
+    one = two[:, 1] - two[:, 0]
+    expected = F.cross_entropy(two, labels)
+    assert torch.allclose(F.binary_cross_entropy_with_logits(one, labels.double()), expected)
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A saved checkpoint and the generator in it."""
+    generator = models.UNet(2, width=4)
+    args = {"width": 4, "color": "lab"}
+    models.save_checkpoint(tmp_path / "last.pt", "train_unet", args, 3, generator=generator)
+    return tmp_path / "last.pt", generator.eval()
+
+
+def test_one_file_rebuilds_its_generator(checkpoint):
+    path, generator = checkpoint
+    gray = torch.rand(1, 1, 32, 32)
+    assert torch.equal(models.load_generator(path, "cpu")(gray), generator(gray))
+    loaded = models.load_checkpoint(path)
+    assert (loaded["script"], loaded["epoch"], loaded["args"]["color"]) == ("train_unet", 3, "lab")
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint_whole(checkpoint, monkeypatch):
+    path, generator = checkpoint
+    before = path.read_bytes()
+
+    def full_disk(contents, file):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(models.RunError, match="cannot write .*last.pt .*No space left"):
+        models.save_checkpoint(path, "train_unet", {}, 4, generator=generator)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["last.pt"]
+
+
+def refuses(path, match):
+    with pytest.raises(models.RunError, match=match) as refused:
+        models.load_checkpoint(path)
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
+    refuses(tmp_path / "none.pt", "there is no checkpoint")
+    refuses(tmp_path, "there is no checkpoint")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    refuses(tmp_path / "empty.pt", "damaged or no checkpoint")
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    refuses(tmp_path / "other.pt", "not written by these scripts")
+    torch.save({"format": 99, "script": "", "args": {}}, tmp_path / "newer.pt")
+    refuses(tmp_path / "newer.pt", "format 99.*update")
+
+
+class Malice:
+    def __reduce__(self):
+        return (os.mkdir, ("pwned",))
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "script": "", "args": Malice()}, tmp_path / "evil.pt")
+    refuses(tmp_path / "evil.pt", "damaged or no checkpoint")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malice()))
+    refuses(tmp_path / "plain.pt", "damaged or no checkpoint")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_truncated_or_flipped_checkpoint_is_refused_or_unharmed(checkpoint, tmp_path):
+    path, generator = checkpoint
+    whole, damaged = path.read_bytes(), tmp_path / "damaged.pt"
+    for i in range(1, 20):
+        damaged.write_bytes(whole[: len(whole) * i // 20])
+        refuses(damaged, "damaged or no checkpoint")
+    expected = generator.state_dict()
+    for i in range(20):
+        shutil.copy(path, damaged)
+        with open(damaged, "r+b") as file:
+            file.seek(len(whole) * i // 20)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 16]))
+        try:
+            weights = models.load_checkpoint(damaged)["generator"]
+        except models.RunError:
+            continue
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -1,0 +1,302 @@
+"""Both scripts, run in-process on made-up pictures: what they learn, write, resume and refuse."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import data
+import evaluate
+import models
+import train_gan
+import train_unet
+
+SCRIPTS = [train_unet, train_gan]
+CIFAR10 = Path(__file__).resolve().parents[1] / "datasets" / "cifar10"
+
+
+def weights(run):
+    checkpoint = models.load_checkpoint(run / "last.pt")
+    return {f"{network}.{name}": tensor for network in ("generator", "discriminator")
+            for name, tensor in checkpoint.get(network, {}).items()}  # fmt: skip
+
+
+def same_weights(run, other):
+    one, two = weights(run), weights(other)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def log(run):
+    return list(csv.DictReader(open(run / "log.csv")))
+
+
+# ------------------------------------------------------------------------------- what a run does
+
+
+@pytest.mark.parametrize("script, flags", [
+    (train_unet, ["--loss", "l1"]),
+    (train_unet, ["--color", "lab", "--amp", "on"]),
+    (train_gan, ["--discriminator", "patch", "--color", "lab"]),
+    (train_gan, ["--discriminator", "image", "--amp", "on"]),
+    (train_gan, ["--size", "48", "--l1", "10"]),
+])  # fmt: skip
+def test_every_option_runs(script, flags, tiny, tmp_path):
+    run = tiny(script.main, *flags)
+    evaluate.main(["--ckpt", str(run / "last.pt"), "--figure", str(tmp_path / "f.png")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_prints_and_writes_what_the_readme_says(script, tiny, capsys):
+    run = tiny(script.main, "--epochs", 2)
+    first, *epochs = capsys.readouterr().out.splitlines()
+    assert "54 to train on, 6 to validate, 0 gray ones dropped" in first
+    assert "cpu" in first and "float32" in first and str(run) in first
+    assert len(epochs) == 2
+    for i, line in enumerate(epochs, 1):
+        assert re.search(rf"^epoch {i}/2  .*validation psnr [\d.]+  colorfulness_ratio [\d.]+  "
+                         r"[\d,]+ pictures/s  \d+m\d\ds left$", line)  # fmt: skip
+    assert [row["epoch"] for row in log(run)] == ["1", "2"]
+    assert f"{float(log(run)[1]['psnr']):.4g}" in epochs[1]
+    grids = sorted((run / "samples").iterdir())
+    assert [grid.name for grid in grids] == ["epoch_001.png", "epoch_002.png"]
+    one, two = (Image.open(grid) for grid in grids)
+    truth = (200, 0, 304, one.height)  # gray | output | truth: the third column does not change
+    assert one.crop(truth).tobytes() == two.crop(truth).tobytes()
+    assert one.tobytes() != two.tobytes()
+
+
+def test_a_batch_larger_than_the_training_set_is_all_of_it_and_said_so(tiny, capsys):
+    tiny(train_unet.main, "--batch-size", 500)
+    assert "one batch of all 54 (--batch-size 500 is more)" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_amp_on_a_cpu_trains_in_bfloat16(tiny, capsys, monkeypatch):
+    seen = set()
+    convolve = torch.nn.Conv2d.forward
+
+    def spy(self, x):
+        y = convolve(self, x)
+        seen.add((torch.is_grad_enabled(), y.dtype))
+        return y
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", spy)
+    tiny(train_gan.main, "--amp", "on")
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}  # validation is float32
+    assert "bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_loop_does_not_wait_for_the_device_at_each_step(script, tiny, monkeypatch):
+    waits = []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def spy(self, *args, original=original, name=name, **kwargs):
+            if torch.is_grad_enabled():  # validation is not the loop
+                waits.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+
+    def waits_in(limit):
+        waits.clear()
+        tiny(script.main, "--limit", limit, "--batch-size", 2, "--width", 1, "--overwrite")
+        return len(waits)
+
+    few, many = waits_in(20), waits_in(220)  # 9 and 99 steps
+    assert many - few <= 1  # one more look at the losses, at step 50
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_seed_gives_the_same_weights_and_another_seed_others(script, tiny):
+    one, two = tiny(script.main, out="a"), tiny(script.main, out="b")
+    assert same_weights(one, two)
+    assert not same_weights(one, tiny(script.main, "--seed", 1, out="c"))
+
+
+def test_the_discriminator_never_sees_real_and_generated_pictures_in_one_batch(tiny, monkeypatch):
+    seen = []
+    judge = models.Discriminator.forward
+    monkeypatch.setattr(models.Discriminator, "forward",
+                        lambda self, gray, color: seen.append(color.shape[0]) or judge(self, gray, color))
+    forward = models.UNet.forward
+    painted = []
+    monkeypatch.setattr(models.UNet, "forward",
+                        lambda self, gray: painted.append(torch.is_grad_enabled()) or forward(self, gray))
+    tiny(train_gan.main)
+    steps = 4  # 54 pictures in batches of 16
+    assert sum(painted) == steps  # one forward of the generator a step
+    assert seen == [16] * 9 + [6] * 3  # real, generated, generated again for G
+
+
+def test_a_slow_cpu_is_told_what_takes_less(tiny, capsys, monkeypatch):
+    tiny(train_unet.main, "--epochs", 2)
+    assert "--width 32 --amp on" not in capsys.readouterr().out
+    clock = iter(range(0, 10**9, 10_000))
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
+    tiny(train_unet.main, "--epochs", 2, out="slow")
+    assert "h on this CPU; --width 32 --amp on takes less" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------- what it learns
+
+
+def test_a_unet_learns_the_colors_of_the_shapes(tmp_path):
+    train_unet.main(["--dataset", "shapes", "--width", "8", "--batch-size", "32", "--epochs", "2",
+                     "--out", str(tmp_path)])  # fmt: skip
+    images = data.load_pictures("shapes", "", 32, train=False).images
+    painted = evaluate.validate(models.load_generator(tmp_path / "last.pt"), images, "rgb")
+    gray, _ = evaluate.measure(evaluate.colorize(None, images, "rgb"))
+    assert painted["psnr"] > gray["psnr"] + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("color", ["rgb", "lab"])
+def test_a_pixel_loss_paints_sepia_and_a_gan_commits(color, tmp_path):
+    import bench_sepia
+
+    results = bench_sepia.main(["--out", str(tmp_path), "--color", color])
+    (mse, mse_committed), (gan, gan_committed) = results["U-Net MSE"], results["GAN"]
+    assert mse <= 0.4 and gan >= 0.7
+    assert gan_committed > mse_committed
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"needs real pictures in {CIFAR10}")
+def test_real_pictures_train(tmp_path):
+    train_gan.main(["--dataset", "folder", "--data-dir", str(CIFAR10), "--limit", "200", "--width", "4",
+                    "--epochs", "1", "--out", str(tmp_path)])  # fmt: skip
+    assert len(log(tmp_path)) == 1
+
+
+# ---------------------------------------------------------------------- interrupted and resumed
+
+
+def interrupt_at(epoch, monkeypatch, error):
+    """Raise `error` in the middle of an epoch."""
+    step = evaluate.Run.step
+
+    def stop(self, **losses):
+        step(self, **losses)
+        if self.epoch == epoch and self.epoch_steps == 2:
+            raise error
+
+    monkeypatch.setattr(evaluate.Run, "step", stop)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(script, tiny, monkeypatch, capsys):
+    whole = tiny(script.main, "--epochs", 3, out="whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        interrupt_at(3, patch, KeyboardInterrupt())
+        tiny(script.main, "--epochs", 3, out="cut")
+    assert ended.value.code == 130
+    cut = whole.parent / "cut"
+    assert f"python {script.__name__}.py --resume {cut / 'last.pt'}" in capsys.readouterr().err
+    assert models.load_checkpoint(cut / "last.pt")["epoch"] == 2
+
+    with open(cut / "log.csv", "a") as file:
+        file.write("a row that a crash left behind\n")
+    script.main(["--resume", str(cut / "last.pt")])
+    assert same_weights(whole, cut)
+    without_speed = [[{**row, "pictures_per_s": 0} for row in log(run)] for run in (whole, cut)]
+    assert without_speed[0] == without_speed[1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_can_be_resumed_before_its_first_epoch_is_over(script, tiny, monkeypatch):
+    whole = tiny(script.main, out="whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_at(1, patch, KeyboardInterrupt())
+        tiny(script.main, out="cut")
+    script.main(["--resume", str(whole.parent / "cut" / "last.pt")])
+    assert same_weights(whole, whole.parent / "cut")
+
+
+def test_epochs_may_be_raised_and_other_flags_not_changed(tiny, tmp_path, fails, capsys):
+    run = tiny(train_unet.main)
+    resume = ["--resume", run / "last.pt"]
+    assert "--lr 0.5 contradicts" in fails(train_unet.main, [*resume, "--lr", 0.5])
+    assert "train_unet.py" in fails(train_gan.main, resume)
+    train_unet.main([*map(str, resume), "--epochs", "3", "--out", str(tmp_path / "on")])
+    assert "--epochs raised from 1 to 3" in capsys.readouterr().out
+    assert len(log(tmp_path / "on")) == 3 and len(log(run)) == 1
+    assert "--epochs 1 contradicts" in fails(
+        train_unet.main, ["--resume", tmp_path / "on" / "last.pt", "--epochs", 1])  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_path, fails, monkeypatch):
+    convert = data.to_gray_and_target
+
+    def poisoned(images, color):
+        gray, target = convert(images, color)
+        poison = epochs[0] == 2 and torch.is_grad_enabled()
+        return gray, target * float("nan") if poison else target
+
+    epochs = [0]
+    begin = evaluate.Run.begin_epoch
+    monkeypatch.setattr(evaluate.Run, "begin_epoch",
+                        lambda self, epoch: epochs.__setitem__(0, epoch) or begin(self, epoch))
+    monkeypatch.setattr(data, "to_gray_and_target", poisoned)
+    line = fails(lambda argv: tiny(train_gan.main, "--epochs", 3), [])
+    assert "not finite in epoch 2" in line and "holds epoch 1" in line
+    assert models.load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
+    assert len(log(tmp_path / "run")) == 1
+
+
+def test_a_folder_that_holds_a_run_is_not_touched_without_overwrite(tiny, fails):
+    run = tiny(train_unet.main)
+    before = (run / "last.pt").read_bytes()
+    line = fails(lambda argv: tiny(train_unet.main, "--seed", 1), [])
+    assert "--overwrite" in line and "--resume" in line
+    assert (run / "last.pt").read_bytes() == before
+    tiny(train_unet.main, "--seed", 1, "--overwrite")
+    assert (run / "last.pt").read_bytes() != before
+
+
+# --------------------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize("argv", [
+    "--epochs 0", "--epochs -1", "--epochs 1.5", "--lr 0", "--lr nan", "--lr 1e9", "--width 0",
+    "--batch-size 1", "--limit 0", "--seed -1", "--val-fraction 0", "--val-fraction 1", "--size 0",
+    "--size 40", "--l1 -1", "--l1 inf", "--color hsv", "--loss mse",
+])  # fmt: skip
+def test_a_malformed_flag_keeps_argparses_own_error(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_gan.main(argv.split())
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_other_mistakes_end_in_one_line(tmp_path, fails):
+    shapes = ["--dataset", "shapes", "--limit", 20, "--width", 2, "--out"]
+    (tmp_path / "file").write_text("")
+    assert "another --out" in fails(train_unet.main, [*shapes, tmp_path / "file" / "run"])
+    assert "--device nonsense" in fails(
+        train_unet.main, [*shapes, tmp_path / "run", "--device", "nonsense"])  # fmt: skip
+    assert "32x32" in fails(train_unet.main, ["--size", 48, "--out", tmp_path / "run"])
+    if not torch.cuda.is_available():
+        assert "--device cuda" in fails(
+            train_unet.main, [*shapes, tmp_path / "run", "--device", "cuda"])  # fmt: skip
+
+
+def test_exhausted_gpu_memory_says_what_to_lower(tiny, fails, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(models.UNet, "forward", full)
+    assert "--batch-size" in fails(lambda argv: tiny(train_unet.main), [])
+
+
+def test_every_command_of_the_readme_and_the_docstrings_parses():
+    root = Path(train_unet.__file__).parent
+    commands = []
+    for path in [root / "README.md", *root.glob("*.py")]:
+        commands += re.findall(r"^ *(?:\$ )?python (\w+)\.py +(--[^#\n&]*)", path.read_text(), re.M)
+    assert len(commands) > 5
+    for script, flags in commands:
+        sys.modules[script].build_parser().parse_args(flags.split())
