@@ -28,11 +28,11 @@ from PIL import Image, ImageOps
 
 CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
 SHAPES_TRAIN, SHAPES_TEST = 5000, 1000  # enough to learn from, made in about a second
-SHAPES_TRAIN_SEED, SHAPES_TEST_SEED = 1, 2  # fixed, like CIFAR-10's pictures: --seed changes neither
+SHAPES_TRAIN_SEED, SHAPES_TEST_SEED = 1, 2  # fixed, as CIFAR-10 is: --seed changes neither
 DOWNLOAD_TIMEOUT = 10  # seconds without an answer are a no; torchvision would wait forever
 DOWNLOAD_ERRORS = (
     OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error
-)  # fmt: skip
+)
 
 
 class DataError(Exception):
@@ -86,7 +86,8 @@ def add_flags(parser):
         help="draw N training pictures at random, for a quick run (all)")
     add("--val-fraction", type=number(float, 0.001, 0.9), default=0.1,
         help="share of the training pictures kept for validation (%(default)s)")
-    add("--batch-size", type=number(int, 2, 10**6), default=128, help="pictures a step (%(default)s)")
+    add("--batch-size", type=number(int, 2, 10**6), default=128,
+        help="pictures a step (%(default)s)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0,
         help="of the weights, the split, the order and the flips (%(default)s)")
 
@@ -200,7 +201,7 @@ def _load_folder(root, size, train, limit, seed):
         held_out = [value % 10 == 0 or value == least for value in hashes]
         paths = [path for path, out in zip(paths, held_out) if out != train]
         print(f"{root / 'test'} is not there: a tenth of {root / 'train'} is held out as test "
-              f"pictures, by a hash of the file name ({sum(held_out)} of {len(held_out)})")  # fmt: skip
+              f"pictures, by a hash of the file name ({sum(held_out)} of {len(held_out)})")
     paths = [paths[i] for i in _draw(len(paths), limit, seed)]
 
     images, decoded = [], []
@@ -213,7 +214,7 @@ def _load_folder(root, size, train, limit, seed):
         last = count == len(paths)
         if last or (count % 500 == 0 and sys.stderr.isatty()):
             print(f"decoded {len(images):,} of {len(paths):,} pictures in {root}",
-                  end="\n" if last else "\r", file=sys.stderr, flush=True)  # fmt: skip
+                  end="\n" if last else "\r", file=sys.stderr, flush=True)
     if not images:
         raise DataError(f"no picture in {root} could be decoded: give --data-dir other pictures")
     return Pictures(torch.stack(images), _class_labels(root, decoded))
@@ -226,10 +227,12 @@ def _image_paths(folder):
             "the DIR in --data-dir"
         )
     readable = {suffix for suffix, kind in Image.registered_extensions().items()
-                if kind in Image.OPEN}  # fmt: skip
+                if kind in Image.OPEN}
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
     if not paths:
-        raise DataError(f"there are no pictures in {folder}: put some there, in class folders or flat")
+        raise DataError(
+            f"there are no pictures in {folder}: put some there, in class folders or flat"
+        )
     return paths
 
 
@@ -349,7 +352,7 @@ XYZ_FROM_RGB = np.array([
     [0.4124564, 0.3575761, 0.1804375],
     [0.2126729, 0.7151522, 0.0721750],
     [0.0193339, 0.1191920, 0.9503041],
-])  # fmt: skip
+])
 WHITE = XYZ_FROM_RGB.sum(axis=1)  # of the matrix itself, so that gray has a* = b* = 0 exactly
 RGB_FROM_XYZ = np.linalg.inv(XYZ_FROM_RGB)
 LUMA = np.array([[0.299, 0.587, 0.114]])  # Rec. 601

@@ -2,9 +2,9 @@
 
     python evaluate.py --ckpt runs/unet/last.pt runs/gan/last.pt
 
-measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour at all, the
-floor), and draws gray | each model | truth: random pictures first, then the last model's best and
-worst. `--json FILE` saves the rows.
+measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour at all,
+the floor), and draws gray | each model | truth: random pictures first, then the last model's best
+and worst. `--json FILE` saves the rows.
 
     mse, psnr, ssim          how close, pixel by pixel
     mae_ab, acc_2, acc_5     how close in colour (Nazeri et al., 2018)
@@ -55,7 +55,7 @@ def ssim(output, truth):
     def blur(x):  # (N, 3, H, W) -> (N, 3, H - 10, W - 10)
         one_channel = x.flatten(0, 1)[:, None]
         rows = F.conv2d(one_channel, taps.view(1, 1, 11, 1))
-        return F.conv2d(rows, taps.view(1, 1, 1, 11)).view(*x.shape[:2], *(s - 10 for s in x.shape[2:]))
+        return F.conv2d(rows, taps.view(1, 1, 1, 11)).squeeze(1).unflatten(0, x.shape[:2])
 
     mean_o, mean_t = blur(output), blur(truth)
     var_o, var_t = blur(output**2) - mean_o**2, blur(truth**2) - mean_t**2
@@ -79,7 +79,7 @@ def accuracy(lab, true_lab, percent):
 
 
 def colorfulness(rgb):
-    """Colourfulness M3 of Hasler and Suesstrunk, 2003, for RGB of 0 to 255; 0 for a gray picture."""
+    """Colourfulness M3 of Hasler and Suesstrunk, 2003, on the scale of 0 to 255; 0 is gray."""
     r, g, b = (255 * rgb).flatten(2).unbind(1)  # (N, H * W) each
     rg, yb = r - g, (r + g) / 2 - b
     spread = torch.sqrt(rg.var(1, correction=0) + yb.var(1, correction=0))
@@ -174,8 +174,8 @@ def draw_figure(columns, row_labels=()):
         draw.text((left + i * cell_w, 3), title, "black", font)
         pixels = (images.cpu() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         for j, picture in enumerate(pixels.numpy()):
-            picture = Image.fromarray(picture).resize((scale * width, scale * height), Image.NEAREST)
-            figure.paste(picture, (left + i * cell_w, top + j * cell_h))
+            picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+            figure.paste(Image.fromarray(picture), (left + i * cell_w, top + j * cell_h))
     for j, label in enumerate(row_labels):
         if j == 0 or label != row_labels[j - 1]:
             draw.text((gap, top + j * cell_h), label, "black", font)
@@ -184,10 +184,9 @@ def draw_figure(columns, row_labels=()):
 
 def draw_comparison(generators, images, row_labels=()):
     """gray | each model | truth: `generators` is a list of (title, generator, color)."""
-    gray, truth = next(colorize(None, images, "rgb", len(images)))
-    columns = [("gray", gray)]
-    for title, generator, color in generators:
-        output, _ = next(colorize(generator, images, color, len(images)))
+    columns = []
+    for title, generator, color in [("gray", None, "rgb"), *generators]:
+        output, truth = next(colorize(generator, images, color, len(images)))
         columns.append((title, output))
     return draw_figure([*columns, ("truth", truth)], row_labels)
 
@@ -199,9 +198,9 @@ class Run:
     """What a training run prints, logs and keeps in its folder; the training is in the scripts.
 
         with Run("train_unet", args, checkpoint) as run:
-            run.start(device, batches, validation images, gray pictures dropped)
-            run.save(0, generator=generator, ...)
-            for epoch in ...:
+            run.start(args.epochs, device, batches, validation images, gray pictures dropped)
+            run.save(run.done, generator=generator, ...)
+            for epoch in range(run.done + 1, args.epochs + 1):
                 run.begin_epoch(epoch)
                 ...                       for each batch: run.step(loss=loss)
                 run.end_epoch(generator)
@@ -226,29 +225,36 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if kind is KeyboardInterrupt and self.last.exists():
-            print(f"\ninterrupted: go on with python {self.script}.py --resume {self.last}",
-                  file=sys.stderr)  # fmt: skip
+        if kind and sys.stdout.isatty():
+            print()  # below the progress line
+        if kind is KeyboardInterrupt:
+            resume = f"go on with python {self.script}.py --resume {self.last}"
+            saved = self.last.exists()
+            print("interrupted:", resume if saved else "nothing was saved yet", file=sys.stderr)
 
-    def start(self, device, batches, validation, dropped):
+    def start(self, epochs, device, batches, validation, dropped):
         """Print what the run runs on, and make its folder."""
-        self.device, self.batches, self.validation = device, batches, validation
+        self.epochs, self.device, self.batches = epochs, device, batches
+        self.validation = validation
         args, count = self.args, len(batches.images)
         dtype = models.amp_dtype(device, args.amp) or torch.float32
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         batch = f"batch {batches.batch_size}"
         if args.batch_size > count:
             batch = f"one batch of all {count} (--batch-size {args.batch_size} is more)"
-        print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, {count:,} to train "
-              f"on, {len(validation):,} to validate, {dropped:,} gray ones dropped; {batch}; {name}, "
-              f"{str(dtype).removeprefix('torch.')}; into {self.out}", flush=True)  # fmt: skip
+        print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, "
+              f"{count:,} to train on, {len(validation):,} to validate, {dropped:,} gray ones "
+              f"dropped; {batch}; {name}, {str(dtype).removeprefix('torch.')}; into {self.out}",
+              flush=True)
         try:
             (self.out / "samples").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise models.RunError(f"cannot make {self.out} ({error}): choose another --out") from error
-        if args.overwrite:
+            raise models.RunError(f"cannot make {self.out}: choose another --out ({error})")
+        if not args.resume:  # but to overwrite: a run's samples are its own
             for sample in (self.out / "samples").glob("epoch_*.png"):
                 sample.unlink()
+        if self.done >= epochs:
+            print(f"all {epochs} epochs are done: raise --epochs to train on")
         self.started, self.steps = time.perf_counter(), 0  # of this process
 
     def begin_epoch(self, epoch):
@@ -273,15 +279,15 @@ class Run:
             )
         self.losses = dict(zip(names, means))
         if sys.stdout.isatty():
-            print(f"\r\x1b[Kepoch {self.epoch}/{self.args.epochs} step {self.epoch_steps}/"
-                  f"{len(self.batches)}  {_numbers(self.losses)}", end="", flush=True)  # fmt: skip
+            print(f"\r\x1b[Kepoch {self.epoch}/{self.epochs} step {self.epoch_steps}/"
+                  f"{len(self.batches)}  {_numbers(self.losses)}", end="", flush=True)
 
     def _warn_if_slow(self):
         now = time.perf_counter()
         if self.steps == 1:  # which warms up and does not count
             self.after_first_step = now
             return
-        steps_left = (self.args.epochs - self.epoch + 1) * len(self.batches) - self.epoch_steps
+        steps_left = (self.epochs - self.epoch + 1) * len(self.batches) - self.epoch_steps
         hours = (now - self.after_first_step) / 3 * steps_left / 3600
         if hours > 1:
             print(f"about {hours:.0f} h on this CPU; --width 32 --amp on takes less", flush=True)
@@ -289,16 +295,17 @@ class Run:
     def end_epoch(self, generator):
         """Validate, print the epoch's line, and draw its sample grid."""
         now = time.perf_counter()
-        rate = self.epoch_steps * self.batches.batch_size / (now - self.epoch_started)
+        rate = len(self.batches.images) / (now - self.epoch_started)
         metrics = validate(generator, self.validation, self.args.color)
         self.history.append({"epoch": self.epoch, **self.losses, **metrics, "pictures_per_s": rate})
         epochs_done = self.steps / len(self.batches)
-        left = (time.perf_counter() - self.started) / epochs_done * (self.args.epochs - self.epoch)
+        left = (time.perf_counter() - self.started) / epochs_done * (self.epochs - self.epoch)
         shown = {name: metrics[name] for name in ("psnr", "colorfulness_ratio")}
         start = "\r\x1b[K" if sys.stdout.isatty() else ""
-        print(f"{start}epoch {self.epoch}/{self.args.epochs}  {_numbers(self.losses)}  validation "
-              f"{_numbers(shown)}  {rate:,.0f} pictures/s  {left // 60:.0f}m{left % 60:02.0f}s left",
-              flush=True)  # fmt: skip
+        minutes, seconds = divmod(round(left), 60)
+        print(f"{start}epoch {self.epoch}/{self.epochs}  {_numbers(self.losses)}  validation "
+              f"{_numbers(shown)}  {rate:,.0f} pictures/s  {minutes}m{seconds:02d}s left",
+              flush=True)
         pictures = self.validation[:FIGURE_RANDOM]
         grid = draw_comparison([("output", generator, self.args.color)], pictures)
         grid.save(self.out / "samples" / f"epoch_{self.epoch:03d}.png")
@@ -364,21 +371,12 @@ def load_test_pictures(args, checkpoints):
             value = checkpoint["args"][name]
             if getattr(args, name) is None and value != first[name]:
                 raise models.RunError(
-                    f"{path} was trained with {flag} {value} and {args.ckpt[0]} with {first[name]}: "
+                    f"{path} was trained with {flag} {value}, {args.ckpt[0]} with {first[name]}: "
                     f"give {flag} to measure all on the same pictures"
                 )
     dataset = args.dataset or first["dataset"]
     data_dir = args.data_dir or (first["data_dir"] if dataset == first["dataset"] else "datasets")
     return data.load_pictures(dataset, data_dir, args.size or first["size"], train=False).images
-
-
-def print_table(rows):
-    names = [row["name"] for row in rows]
-    keys = [key for key in rows[0] if key != "name"]
-    width = max(map(len, names))
-    print(" " * width, *(f"{key:>{max(len(key), 7)}}" for key in keys))
-    for row in rows:
-        print(f"{row['name']:{width}}", *(f"{row[key]:{max(len(key), 7)}.4f}" for key in keys))
 
 
 @one_line_errors
@@ -388,23 +386,27 @@ def main(argv=None):
     checkpoints = [models.load_checkpoint(path) for path in args.ckpt]
     images = load_test_pictures(args, checkpoints)
 
-    metrics, _ = measure(colorize(None, images, "rgb"))
-    rows = [{"name": "gray", **metrics}]
-    generators = []
+    generators = [("gray", None, "rgb")]
     for path, checkpoint in zip(args.ckpt, checkpoints):
         generator = models.build_generator(checkpoint).to(device, memory_format=torch.channels_last)
-        color = checkpoint["args"]["color"]
+        title = Path(path).resolve().parent.name
+        generators.append((title, generator, checkpoint["args"]["color"]))
+
+    rows, width = [], max(map(len, args.ckpt))
+    for name, (_, generator, color) in zip(["gray", *args.ckpt], generators):
         metrics, psnrs = measure(colorize(generator, images, color))
-        rows.append({"name": path, **metrics})
-        generators.append((Path(path).resolve().parent.name, generator, color))
-    print_table(rows)
+        if not rows:
+            print(" " * width, *(f"{key:>7}" for key in metrics))
+        cells = (f"{value:{max(len(key), 7)}.4f}" for key, value in metrics.items())
+        print(f"{name:{width}}", *cells, flush=True)
+        rows.append({"name": name, **metrics})
 
     random = np.random.RandomState(args.seed).permutation(len(images))[:FIGURE_RANDOM].tolist()
     worst_first = psnrs.argsort().tolist()
     extreme = min(FIGURE_EXTREME, len(images))
     chosen = {"random": random, "best": worst_first[::-1][:extreme], "worst": worst_first[:extreme]}
     labels = [label for label, indices in chosen.items() for _ in indices]
-    figure = draw_comparison(generators, images[sum(chosen.values(), [])], labels)
+    figure = draw_comparison(generators[1:], images[sum(chosen.values(), [])], labels)
     for path in filter(None, (args.figure, args.json)):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.save(args.figure, format="PNG")

@@ -163,9 +163,9 @@ def mixed_precision(device, amp):
     return autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def learning_rate(args, step, steps):
-    """Constant for the first half of all `steps`, then linearly down to 0, as in pix2pix."""
-    return args.lr * min(1.0, 2 * (1 - step / steps))
+def learning_rate(lr, step, steps):
+    """`lr` for the first half of all `steps`, then linearly down to 0, as in pix2pix."""
+    return lr * min(1.0, 2 * (1 - step / steps))
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -190,7 +190,7 @@ def save_checkpoint(path, script, args, epoch, **state):
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
         beside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path} ({error}): make room, or choose another --out") from error
+        raise RunError(f"cannot write {path}: make room, or choose another --out ({error})")
 
 
 def load_checkpoint(path):
@@ -246,7 +246,7 @@ def parse_args(parser, script, argv):
         return args, None
     checkpoint = load_checkpoint(args.resume)
     if checkpoint["script"] != script:
-        raise RunError(f"{args.resume} was written by {checkpoint['script']}.py: resume it with that")
+        raise RunError(f"{args.resume} is a run of {checkpoint['script']}.py: resume it with that")
     saved = checkpoint["args"]
     args = parser.parse_args(argv, argparse.Namespace(**saved))
     for name in saved.keys() - {"device", "amp", "data_dir", "out", "resume", "overwrite"}:

@@ -51,7 +51,7 @@ def train(args, run, checkpoint):
     autocast, scaler = models.mixed_precision(device, args.amp)
     training, validation, dropped = data.load_training(args)
     batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
-    run.start(device, batches, validation.images.to(device), dropped)
+    run.start(args.epochs, device, batches, validation.images.to(device), dropped)
 
     torch.manual_seed(args.seed)
     channels = data.CHANNELS[args.color]
@@ -63,20 +63,18 @@ def train(args, run, checkpoint):
     optimizer_g = torch.optim.Adam(generator.parameters(), **adam)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
     state = {"generator": generator, "optimizer_g": optimizer_g, "scaler": scaler,
-             "discriminator": discriminator, "optimizer_d": optimizer_d}  # fmt: skip
+             "discriminator": discriminator, "optimizer_d": optimizer_d}
     if checkpoint:
         models.restore(checkpoint, **state)
-    else:
-        run.save(0, **state)
+    run.save(run.done, **state)  # before the first step, so that there is always one to resume
+    steps = args.epochs * len(batches)
 
     for epoch in range(run.done + 1, args.epochs + 1):
         generator.train()
         run.begin_epoch(epoch)
         for step, (gray, target) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
             for optimizer in (optimizer_g, optimizer_d):
-                optimizer.param_groups[0]["lr"] = models.learning_rate(
-                    args, step, args.epochs * len(batches)
-                )
+                optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, step, steps)
             with autocast:
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
 
@@ -113,6 +111,10 @@ def train(args, run, checkpoint):
 @evaluate.one_line_errors
 def main(argv=None):
     args, checkpoint = models.parse_args(build_parser(), "train_gan", argv)
+    if args.discriminator == "image" and args.size < 32:
+        raise models.RunError(
+            f"--discriminator image needs --size 32 or more, not {args.size}: use patch instead"
+        )
     with evaluate.Run("train_gan", args, checkpoint) as run:
         train(args, run, checkpoint)
 

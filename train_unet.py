@@ -43,7 +43,7 @@ def train(args, run, checkpoint):
     autocast, scaler = models.mixed_precision(device, args.amp)
     training, validation, dropped = data.load_training(args)
     batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
-    run.start(device, batches, validation.images.to(device), dropped)
+    run.start(args.epochs, device, batches, validation.images.to(device), dropped)
 
     torch.manual_seed(args.seed)
     generator = models.UNet(data.CHANNELS[args.color], args.width)
@@ -52,17 +52,15 @@ def train(args, run, checkpoint):
     state = {"generator": generator, "optimizer": optimizer, "scaler": scaler}
     if checkpoint:
         models.restore(checkpoint, **state)
-    else:
-        run.save(0, **state)
+    run.save(run.done, **state)  # before the first step, so that there is always one to resume
     pixel_loss = F.mse_loss if args.loss == "mse" else F.l1_loss
+    steps = args.epochs * len(batches)
 
     for epoch in range(run.done + 1, args.epochs + 1):
         generator.train()
         run.begin_epoch(epoch)
         for step, (gray, target) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
-            optimizer.param_groups[0]["lr"] = models.learning_rate(
-                args, step, args.epochs * len(batches)
-            )
+            optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, step, steps)
             with autocast:
                 output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
             loss = pixel_loss(output, target)

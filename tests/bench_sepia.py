@@ -3,14 +3,14 @@
     python tests/bench_sepia.py
 
 The triangles of the `shapes` pictures are orange or blue, equally likely, of equal gray; the mean
-of the two is gray. This trains three small networks on the same pictures, U-Net with MSE, U-Net with
-L1 and GAN, and looks at their triangles on the test pictures:
+of the two is gray. This trains three small networks on the same pictures, U-Net with MSE, U-Net
+with L1 and GAN, and looks at their triangles on the test pictures:
 
     chroma      mean sqrt(a*^2 + b*^2) of the painted pixels over the truth's: 0 is gray, 1 is vivid
     committed   share of triangles nearer (in mean RGB) to orange or to blue than to their mean
 
-It draws gray | U-Net MSE | U-Net L1 | GAN | truth into the run folder, and takes some minutes on two
-CPU cores.
+It draws gray | U-Net MSE | U-Net L1 | GAN | truth into the run folder, and takes some minutes on
+two CPU cores.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(argv=None):
     common += ["--epochs", args.epochs, "--color", args.color, "--overwrite"]
     runs = {"U-Net MSE": (train_unet, ["--loss", "mse"]),
             "U-Net L1": (train_unet, ["--loss", "l1"]),
-            "GAN": (train_gan, [])}  # fmt: skip
+            "GAN": (train_gan, [])}
     images, objects = triangles()
     results, generators = {}, []
     for name, (script, flags) in runs.items():

@@ -18,7 +18,7 @@ def lab_by_the_book(rgb):
     """CIE L*a*b* of sRGB (N, 3) in [0, 1], in float64, written from the formulas."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     rows = [(0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750),
-            (0.0193339, 0.1191920, 0.9503041)]  # fmt: skip
+            (0.0193339, 0.1191920, 0.9503041)]
     x, y, z = (linear @ np.array(row) / sum(row) for row in rows)
 
     def f(t):
@@ -80,8 +80,9 @@ def test_a_perfect_output_gives_the_picture_back(color):
 
 def test_gray_is_rec_601_luma_in_rgb_and_lightness_in_lab():
     red = as_pictures([[255, 0, 0]]).to(torch.uint8)
-    assert data.to_gray_and_target(red, "rgb")[0].item() == pytest.approx(2 * 0.299 - 1)
-    assert data.to_gray_and_target(red, "lab")[0].item() == pytest.approx(53.2408 / 50 - 1, abs=1e-4)
+    luma, lightness = (data.to_gray_and_target(red, color)[0].item() for color in ("rgb", "lab"))
+    assert luma == pytest.approx(2 * 0.299 - 1)
+    assert lightness == pytest.approx(53.2408 / 50 - 1, abs=1e-4)
 
 
 # ----------------------------------------------------------------------- splits and gray pictures
@@ -148,7 +149,7 @@ def numbered_pictures(n):
 
 @pytest.mark.parametrize("n, batch_size, sizes", [
     (50, 16, [16, 16, 16, 2]), (49, 16, [16, 16, 16]), (48, 16, [16] * 3), (5, 128, [5]),
-])  # fmt: skip
+])
 def test_an_epoch_has_every_picture_once_but_for_a_lonely_last_one(n, batch_size, sizes):
     batches = data.Batches(numbered_pictures(n), "rgb", batch_size, seed=0)
     targets = [target for _, target in batches.epoch(1)]
@@ -194,7 +195,8 @@ def cifar10(tmp_path, monkeypatch):
     source = torchvision.datasets.CIFAR10
     monkeypatch.setattr(source, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(source, "test_list", [["test_batch", None]])
-    monkeypatch.setattr(source, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
+    monkeypatch.setattr(source, "meta", meta)
     return tmp_path
 
 
@@ -204,7 +206,7 @@ def test_cifar10_is_read_by_torchvision(cifar10):
         assert pictures.labels.tolist() == list(range(10))
         assert torch.equal(pictures.images.permute(0, 2, 3, 1), torch.from_numpy(noise(10, seed)))
     train_unet.main(["--data-dir", str(cifar10), "--epochs", "1", "--width", "2",
-                     "--out", str(cifar10 / "run")])  # fmt: skip
+                     "--out", str(cifar10 / "run")])
     assert (cifar10 / "run" / "last.pt").exists()
 
 
@@ -270,7 +272,7 @@ def test_without_a_test_folder_a_tenth_is_held_out_by_name_and_said_so(tmp_path,
     train = data.load_pictures("folder", tmp_path, 32, train=True).images
     hashes = {i: zlib.crc32(f"{i}.png".encode()) for i in range(100)}
     expected = [i for i in sorted(range(100), key=lambda i: f"{i}.png")
-                if hashes[i] % 10 == 0 or hashes[i] == min(hashes.values())]  # fmt: skip
+                if hashes[i] % 10 == 0 or hashes[i] == min(hashes.values())]
     assert torch.equal(test.permute(0, 2, 3, 1), torch.from_numpy(noise(100)[expected]))
     assert len(train) == 100 - len(test)
 

@@ -22,7 +22,7 @@ CIFAR10 = Path(__file__).resolve().parents[1] / "datasets" / "cifar10"
 def weights(run):
     checkpoint = models.load_checkpoint(run / "last.pt")
     return {f"{network}.{name}": tensor for network in ("generator", "discriminator")
-            for name, tensor in checkpoint.get(network, {}).items()}  # fmt: skip
+            for name, tensor in checkpoint.get(network, {}).items()}
 
 
 def same_weights(run, other):
@@ -43,7 +43,7 @@ def log(run):
     (train_gan, ["--discriminator", "patch", "--color", "lab"]),
     (train_gan, ["--discriminator", "image", "--amp", "on"]),
     (train_gan, ["--size", "48", "--l1", "10"]),
-])  # fmt: skip
+])
 def test_every_option_runs(script, flags, tiny, tmp_path):
     run = tiny(script.main, *flags)
     evaluate.main(["--ckpt", str(run / "last.pt"), "--figure", str(tmp_path / "f.png")])
@@ -58,7 +58,7 @@ def test_a_run_prints_and_writes_what_the_readme_says(script, tiny, capsys):
     assert len(epochs) == 2
     for i, line in enumerate(epochs, 1):
         assert re.search(rf"^epoch {i}/2  .*validation psnr [\d.]+  colorfulness_ratio [\d.]+  "
-                         r"[\d,]+ pictures/s  \d+m\d\ds left$", line)  # fmt: skip
+                         r"[\d,]+ pictures/s  \d+m\d\ds left$", line)
     assert [row["epoch"] for row in log(run)] == ["1", "2"]
     assert f"{float(log(run)[1]['psnr']):.4g}" in epochs[1]
     grids = sorted((run / "samples").iterdir())
@@ -71,7 +71,8 @@ def test_a_run_prints_and_writes_what_the_readme_says(script, tiny, capsys):
 
 def test_a_batch_larger_than_the_training_set_is_all_of_it_and_said_so(tiny, capsys):
     tiny(train_unet.main, "--batch-size", 500)
-    assert "one batch of all 54 (--batch-size 500 is more)" in capsys.readouterr().out.splitlines()[0]
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "one batch of all 54 (--batch-size 500 is more)" in first
 
 
 def test_amp_on_a_cpu_trains_in_bfloat16(tiny, capsys, monkeypatch):
@@ -119,18 +120,23 @@ def test_a_seed_gives_the_same_weights_and_another_seed_others(script, tiny):
 
 
 def test_the_discriminator_never_sees_real_and_generated_pictures_in_one_batch(tiny, monkeypatch):
-    seen = []
-    judge = models.Discriminator.forward
-    monkeypatch.setattr(models.Discriminator, "forward",
-                        lambda self, gray, color: seen.append(color.shape[0]) or judge(self, gray, color))
-    forward = models.UNet.forward
-    painted = []
-    monkeypatch.setattr(models.UNet, "forward",
-                        lambda self, gray: painted.append(torch.is_grad_enabled()) or forward(self, gray))
+    judged, painted = [], []
+
+    def spy(network, seen):
+        forward = network.forward
+
+        def record(self, *inputs):
+            if torch.is_grad_enabled():  # validation is not the loop
+                seen.append(len(inputs[-1]))
+            return forward(self, *inputs)
+
+        monkeypatch.setattr(network, "forward", record)
+
+    spy(models.Discriminator, judged)
+    spy(models.UNet, painted)
     tiny(train_gan.main)
-    steps = 4  # 54 pictures in batches of 16
-    assert sum(painted) == steps  # one forward of the generator a step
-    assert seen == [16] * 9 + [6] * 3  # real, generated, generated again for G
+    assert painted == [16, 16, 16, 6]  # one forward of the generator a step
+    assert judged == [16] * 9 + [6] * 3  # real, generated, generated again for G
 
 
 def test_a_slow_cpu_is_told_what_takes_less(tiny, capsys, monkeypatch):
@@ -147,7 +153,7 @@ def test_a_slow_cpu_is_told_what_takes_less(tiny, capsys, monkeypatch):
 
 def test_a_unet_learns_the_colors_of_the_shapes(tmp_path):
     train_unet.main(["--dataset", "shapes", "--width", "8", "--batch-size", "32", "--epochs", "2",
-                     "--out", str(tmp_path)])  # fmt: skip
+                     "--out", str(tmp_path)])
     images = data.load_pictures("shapes", "", 32, train=False).images
     painted = evaluate.validate(models.load_generator(tmp_path / "last.pt"), images, "rgb")
     gray, _ = evaluate.measure(evaluate.colorize(None, images, "rgb"))
@@ -167,8 +173,8 @@ def test_a_pixel_loss_paints_sepia_and_a_gan_commits(color, tmp_path):
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"needs real pictures in {CIFAR10}")
 def test_real_pictures_train(tmp_path):
-    train_gan.main(["--dataset", "folder", "--data-dir", str(CIFAR10), "--limit", "200", "--width", "4",
-                    "--epochs", "1", "--out", str(tmp_path)])  # fmt: skip
+    train_gan.main(["--dataset", "folder", "--data-dir", str(CIFAR10), "--limit", "200",
+                    "--width", "4", "--epochs", "1", "--out", str(tmp_path)])
     assert len(log(tmp_path)) == 1
 
 
@@ -225,10 +231,12 @@ def test_epochs_may_be_raised_and_other_flags_not_changed(tiny, tmp_path, fails,
     assert "--epochs raised from 1 to 3" in capsys.readouterr().out
     assert len(log(tmp_path / "on")) == 3 and len(log(run)) == 1
     assert "--epochs 1 contradicts" in fails(
-        train_unet.main, ["--resume", tmp_path / "on" / "last.pt", "--epochs", 1])  # fmt: skip
+        train_unet.main, ["--resume", tmp_path / "on" / "last.pt", "--epochs", 1])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny, tmp_path, fails, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
+    tiny, tmp_path, fails, monkeypatch
+):
     convert = data.to_gray_and_target
 
     def poisoned(images, color):
@@ -264,7 +272,7 @@ def test_a_folder_that_holds_a_run_is_not_touched_without_overwrite(tiny, fails)
     "--epochs 0", "--epochs -1", "--epochs 1.5", "--lr 0", "--lr nan", "--lr 1e9", "--width 0",
     "--batch-size 1", "--limit 0", "--seed -1", "--val-fraction 0", "--val-fraction 1", "--size 0",
     "--size 40", "--l1 -1", "--l1 inf", "--color hsv", "--loss mse",
-])  # fmt: skip
+])
 def test_a_malformed_flag_keeps_argparses_own_error(argv, capsys):
     with pytest.raises(SystemExit) as ended:
         train_gan.main(argv.split())
@@ -277,11 +285,12 @@ def test_other_mistakes_end_in_one_line(tmp_path, fails):
     (tmp_path / "file").write_text("")
     assert "another --out" in fails(train_unet.main, [*shapes, tmp_path / "file" / "run"])
     assert "--device nonsense" in fails(
-        train_unet.main, [*shapes, tmp_path / "run", "--device", "nonsense"])  # fmt: skip
+        train_unet.main, [*shapes, tmp_path / "run", "--device", "nonsense"])
+    assert "use patch" in fails(train_gan.main, [*shapes, tmp_path / "run", "--size", 16])
     assert "32x32" in fails(train_unet.main, ["--size", 48, "--out", tmp_path / "run"])
     if not torch.cuda.is_available():
         assert "--device cuda" in fails(
-            train_unet.main, [*shapes, tmp_path / "run", "--device", "cuda"])  # fmt: skip
+            train_unet.main, [*shapes, tmp_path / "run", "--device", "cuda"])
 
 
 def test_exhausted_gpu_memory_says_what_to_lower(tiny, fails, monkeypatch):
