@@ -105,6 +105,8 @@ def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
         return _load_cifar10(Path(data_dir), size, train, limit, seed)
     if dataset == "folder":
         return _load_folder(Path(data_dir), size, train, limit, seed)
+    if size > 128:
+        raise DataError(f"--dataset shapes cannot be made at --size {size}: use 128 or less")
     if train:
         images, labels, _ = make_shapes(SHAPES_TRAIN, size, SHAPES_TRAIN_SEED)
     else:
@@ -122,13 +124,13 @@ def load_training(args):
         args.dataset, args.data_dir, args.size, train=True, limit=args.limit, seed=args.seed
     )
     keep = torch.nonzero(~is_gray(pictures.images)).flatten()
-    if len(keep) < 3:
-        raise DataError(
-            f"{len(keep)} coloured training pictures are too few: two to train on and one to "
-            "validate on are the least; add pictures or raise --limit"
-        )
     splits = split_random(len(keep), args.val_fraction, args.seed)
     training, validation = (_pick(pictures, keep[indices]) for indices in splits)
+    if len(training.images) < 2 or len(validation.images) < 1:
+        raise DataError(
+            f"{len(keep)} coloured pictures are too few for two to train on and one to validate "
+            "on: add pictures, raise --limit or lower --val-fraction"
+        )
     return training, validation, len(pictures.images) - len(keep)
 
 
@@ -140,10 +142,10 @@ def is_gray(images):
 def split_random(n, fraction, seed):
     """Train and validation indices: a seeded permutation of n, cut at `fraction`.
 
-    Both are int64 tensors and neither is empty (n >= 2).
+    Both are int64 tensors, and neither is empty for n >= 2.
     """
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n).astype(np.int64))
-    held_out = min(max(round(n * fraction), 1), n - 1)
+    held_out = min(max(round(n * fraction), 1), max(n - 1, 0))
     return order[held_out:], order[:held_out]
 
 
@@ -162,8 +164,7 @@ def _draw(n, limit, seed):
 def _load_cifar10(root, size, train, limit, seed):
     if size != 32:
         raise DataError(
-            f"CIFAR-10's pictures are 32x32, not {size}x{size}: leave --size out, or use "
-            "--dataset folder"
+            f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32, or --dataset folder"
         )
     cifar10 = torchvision.datasets.CIFAR10
     places = (*root.parents, root, root / cifar10.filename, root / cifar10.base_folder)
@@ -178,9 +179,9 @@ def _load_cifar10(root, size, train, limit, seed):
         if not isinstance(error, DOWNLOAD_ERRORS):
             raise
         raise DataError(
-            f"CIFAR-10 is not at {root / cifar10.filename} and could not be downloaded ({error}): "
-            "put that file there, use your own pictures with --dataset folder --data-dir DIR, "
-            "or made-up ones with --dataset shapes"
+            f"CIFAR-10 is not whole at {root / cifar10.filename} and could not be downloaded "
+            f"({error}): put that file there, use your own pictures with --dataset folder "
+            "--data-dir DIR, or made-up ones with --dataset shapes"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -190,18 +191,21 @@ def _load_cifar10(root, size, train, limit, seed):
 
 
 def _load_folder(root, size, train, limit, seed):
-    paths = _image_paths(root / "train")
     if (root / "test").is_dir():
-        if not train:
-            paths = _image_paths(root / "test")
+        paths = _image_paths(root / ("train" if train else "test"))
     else:
-        # A hash of the name, not a position: adding pictures moves none from one side to the other.
+        # By a hash of the name, not by position: more pictures leave the old ones on their sides.
+        paths = _image_paths(root / "train")
         hashes = [zlib.crc32(path.name.encode()) for path in paths]
-        least = min(hashes)  # so that there is always one
-        held_out = [value % 10 == 0 or value == least for value in hashes]
+        held_out = [value % 10 == 0 for value in hashes]
+        if not any(held_out):
+            held_out[hashes.index(min(hashes))] = True
         paths = [path for path, out in zip(paths, held_out) if out != train]
         print(f"{root / 'test'} is not there: a tenth of {root / 'train'} is held out as test "
-              f"pictures, by a hash of the file name ({sum(held_out)} of {len(held_out)})")
+              f"pictures, by a hash of the file name ({sum(held_out)} of {len(held_out)})",
+              file=sys.stderr)
+        if not paths:
+            raise DataError(f"{root / 'train'} has too few pictures to hold some out: add more")
     paths = [paths[i] for i in _draw(len(paths), limit, seed)]
 
     images, decoded = [], []
@@ -241,9 +245,8 @@ def _class_labels(root, paths):
     parts = [path.relative_to(root).parts[1:] for path in paths]
     if any(len(part) == 1 for part in parts):
         return None
-    classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
-    numbers = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([numbers.get(part[0], -1) for part in parts])  # -1: not a training class
+    classes = sorted({path.name for side in ("train", "test") for path in (root / side).glob("*/")})
+    return torch.tensor([classes.index(part[0]) for part in parts])
 
 
 def read_picture(path):

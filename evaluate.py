@@ -15,6 +15,7 @@ and worst. `--json FILE` saves the rows.
 import argparse
 import csv
 import functools
+import io
 import json
 import math
 import sys
@@ -30,6 +31,7 @@ import data
 import models
 
 READ_EVERY = 50  # steps between two looks at the losses: each look waits for the device
+TIMED_STEPS = 3  # after the first, on a CPU, to tell how long the run will take
 FIGURE_RANDOM, FIGURE_EXTREME = 8, 3  # rows: random ones; best and worst ones, each
 
 
@@ -116,14 +118,14 @@ def measure(pairs):
             "acc_2": accuracy(lab, true_lab, 2),
             "acc_5": accuracy(lab, true_lab, 5),
             "colorfulness": colorfulness(output),
-            "colorfulness_ratio": colorfulness(truth),  # the mean's denominator, divided below
+            "colorfulness_of_truth": colorfulness(truth),
         }
         rows.append(torch.stack(list(columns.values()), dim=1).cpu().double())
         histograms = histograms + torch.stack([ab_histogram(lab), ab_histogram(true_lab)]).cpu()
     rows = torch.cat(rows)
     metrics = dict(zip(columns, rows.mean(dim=0).tolist()))
-    vividness_of_truth = max(metrics["colorfulness_ratio"], 1e-6)  # all gray: do not divide by 0
-    metrics["colorfulness_ratio"] = metrics["colorfulness"] / vividness_of_truth
+    of_truth = max(metrics.pop("colorfulness_of_truth"), 1e-6)  # 0 where all of it is gray
+    metrics["colorfulness_ratio"] = metrics["colorfulness"] / of_truth
     metrics["ab_jsd"] = jensen_shannon(*histograms)
     return metrics, rows[:, list(columns).index("psnr")]
 
@@ -162,8 +164,8 @@ def draw_figure(columns, row_labels=()):
     `row_labels`, one a row, stand at the left, where they change.
     """
     count, _, height, width = columns[0][1].shape
-    scale = max(1, 96 // width)
-    font, gap, top = ImageFont.load_default(13), 4, 22
+    scale = max(1, 96 // width)  # small pictures are enlarged to about 96 pixels
+    font, gap, top = ImageFont.load_default(13), 4, 22  # top: the titles' height
     left = 62 if row_labels else gap
     cell_w, cell_h = scale * width + gap, scale * height + gap
     figure = Image.new("RGB", (left + cell_w * len(columns), top + cell_h * count), "white")
@@ -215,7 +217,10 @@ class Run:
         self.last = self.out / "last.pt"
         self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
         self.done = checkpoint["epoch"] if checkpoint else 0
-        if self.last.exists() and not (args.resume or args.overwrite):
+        self.steps = 0  # of this process
+        resumes_itself = args.resume and Path(args.resume).resolve() == self.last.resolve()
+        self.saved = bool(resumes_itself)
+        if self.last.exists() and not (resumes_itself or args.overwrite):
             raise models.RunError(
                 f"{self.out} holds a run: go on with --resume {self.last}, replace it with "
                 "--overwrite, or choose another --out"
@@ -229,11 +234,11 @@ class Run:
             print()  # below the progress line
         if kind is KeyboardInterrupt:
             resume = f"go on with python {self.script}.py --resume {self.last}"
-            saved = self.last.exists()
-            print("interrupted:", resume if saved else "nothing was saved yet", file=sys.stderr)
+            what_now = resume if self.saved else "nothing was saved yet"
+            print(f"interrupted: {what_now}", file=sys.stderr)
 
     def start(self, epochs, device, batches, validation, dropped):
-        """Print what the run runs on, and make its folder."""
+        """Print what the run runs on."""
         self.epochs, self.device, self.batches = epochs, device, batches
         self.validation = validation
         args, count = self.args, len(batches.images)
@@ -246,16 +251,9 @@ class Run:
               f"{count:,} to train on, {len(validation):,} to validate, {dropped:,} gray ones "
               f"dropped; {batch}; {name}, {str(dtype).removeprefix('torch.')}; into {self.out}",
               flush=True)
-        try:
-            (self.out / "samples").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise models.RunError(f"cannot make {self.out}: choose another --out ({error})")
-        if not args.resume:  # but to overwrite: a run's samples are its own
-            for sample in (self.out / "samples").glob("epoch_*.png"):
-                sample.unlink()
         if self.done >= epochs:
             print(f"all {epochs} epochs are done: raise --epochs to train on")
-        self.started, self.steps = time.perf_counter(), 0  # of this process
+        self.started = time.perf_counter()
 
     def begin_epoch(self, epoch):
         self.epoch, self.total, self.epoch_steps = epoch, 0, 0
@@ -267,36 +265,41 @@ class Run:
         self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
         if self.epoch_steps % READ_EVERY == 0 or self.epoch_steps == len(self.batches):
             self._read(losses)
-        if self.device.type == "cpu" and self.steps in (1, 4):
+        if self.device.type == "cpu" and self.steps == 1:  # which warms up and does not count
+            self.after_first_step = time.perf_counter()
+        if self.device.type == "cpu" and self.steps == 1 + TIMED_STEPS:
             self._warn_if_slow()
 
     def _read(self, names):
         means = (self.total / self.epoch_steps).tolist()  # waits for the device
-        if not all(math.isfinite(mean) for mean in means):
-            raise models.RunError(
-                f"the loss is not finite in epoch {self.epoch}; {self.last} holds epoch "
-                f"{self.epoch - 1}: lower --lr, or use --amp off"
-            )
         self.losses = dict(zip(names, means))
+        self._stop_unless_finite(self.losses)
         if sys.stdout.isatty():
             print(f"\r\x1b[Kepoch {self.epoch}/{self.epochs} step {self.epoch_steps}/"
                   f"{len(self.batches)}  {_numbers(self.losses)}", end="", flush=True)
 
+    def _stop_unless_finite(self, values):
+        if not all(map(math.isfinite, values.values())):
+            raise models.RunError(
+                f"not finite in epoch {self.epoch}: {_numbers(values)}; {self.last} holds epoch "
+                f"{self.epoch - 1}: lower --lr, or use --amp off"
+            )
+
     def _warn_if_slow(self):
-        now = time.perf_counter()
-        if self.steps == 1:  # which warms up and does not count
-            self.after_first_step = now
-            return
         steps_left = (self.epochs - self.epoch + 1) * len(self.batches) - self.epoch_steps
-        hours = (now - self.after_first_step) / 3 * steps_left / 3600
-        if hours > 1:
-            print(f"about {hours:.0f} h on this CPU; --width 32 --amp on takes less", flush=True)
+        seconds = (time.perf_counter() - self.after_first_step) / TIMED_STEPS * steps_left
+        if seconds > 3600:
+            half = models.amp_dtype(self.device, self.args.amp) is not None
+            faster = ["--width 32"] * (self.args.width > 32) + ["--amp on"] * (not half)
+            print(f"this will take about {seconds / 3600:.1f} hours on the CPU: "
+                  f"{' '.join(faster) or '--limit'} takes less", flush=True)
 
     def end_epoch(self, generator):
         """Validate, print the epoch's line, and draw its sample grid."""
         now = time.perf_counter()
         rate = len(self.batches.images) / (now - self.epoch_started)
         metrics = validate(generator, self.validation, self.args.color)
+        self._stop_unless_finite(metrics)
         self.history.append({"epoch": self.epoch, **self.losses, **metrics, "pictures_per_s": rate})
         epochs_done = self.steps / len(self.batches)
         left = (time.perf_counter() - self.started) / epochs_done * (self.epochs - self.epoch)
@@ -308,17 +311,23 @@ class Run:
               flush=True)
         pictures = self.validation[:FIGURE_RANDOM]
         grid = draw_comparison([("output", generator, self.args.color)], pictures)
-        grid.save(self.out / "samples" / f"epoch_{self.epoch:03d}.png")
+        with models.replacing(self.out / "samples" / f"epoch_{self.epoch:03d}.png") as file:
+            grid.save(file, "PNG")
 
     def save(self, epoch, **state):
         """Write last.pt, then log.csv to match."""
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
-        models.save_checkpoint(self.last, self.script, args, epoch, history=self.history, **state)
-        with open(self.out / "log.csv", "w", newline="") as file:
-            if self.history:
-                writer = csv.DictWriter(file, self.history[0].keys())
-                writer.writeheader()
-                writer.writerows(self.history)
+        models.save_checkpoint(self.last, self.script, args, epoch, self.history, **state)
+        self.saved = True
+        if epoch == 0:  # with --overwrite, the samples there are another run's
+            for sample in (self.out / "samples").glob("epoch_*.png"):
+                sample.unlink()
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self.history[0] if self.history else ["epoch"])
+        writer.writeheader()
+        writer.writerows(self.history)
+        with models.replacing(self.out / "log.csv") as file:
+            file.write(table.getvalue().encode())
 
 
 def _numbers(values):
@@ -335,9 +344,11 @@ def one_line_errors(main):
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         except torch.OutOfMemoryError:
-            message = "the GPU's memory is exhausted: lower --batch-size or --width"
-        except (data.DataError, models.RunError, OSError) as error:
+            message = "GPU memory is exhausted: train with a lower --batch-size or --width"
+        except (data.DataError, models.RunError) as error:
             message = error
+        except OSError as error:
+            message = f"{error}: check the path and the free space"
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -366,15 +377,17 @@ def build_parser():
 def load_test_pictures(args, checkpoints):
     """The test pictures of the first checkpoint's data set, or of the one that the flags name."""
     first = checkpoints[0]["args"]
+    dataset = args.dataset or first["dataset"]
     for path, checkpoint in zip(args.ckpt, checkpoints):
-        for name, flag in (("dataset", "--dataset"), ("size", "--size")):
-            value = checkpoint["args"][name]
+        for name in ("dataset", "size", "data_dir"):
+            value, flag = checkpoint["args"][name], "--" + name.replace("_", "-")
+            if name == "data_dir" and dataset != "folder":
+                continue  # the same pictures wherever they lie
             if getattr(args, name) is None and value != first[name]:
                 raise models.RunError(
                     f"{path} was trained with {flag} {value}, {args.ckpt[0]} with {first[name]}: "
                     f"give {flag} to measure all on the same pictures"
                 )
-    dataset = args.dataset or first["dataset"]
     data_dir = args.data_dir or (first["data_dir"] if dataset == first["dataset"] else "datasets")
     return data.load_pictures(dataset, data_dir, args.size or first["size"], train=False).images
 
@@ -401,18 +414,18 @@ def main(argv=None):
         print(f"{name:{width}}", *cells, flush=True)
         rows.append({"name": name, **metrics})
 
-    random = np.random.RandomState(args.seed).permutation(len(images))[:FIGURE_RANDOM].tolist()
-    worst_first = psnrs.argsort().tolist()
-    extreme = min(FIGURE_EXTREME, len(images))
-    chosen = {"random": random, "best": worst_first[::-1][:extreme], "worst": worst_first[:extreme]}
-    labels = [label for label, indices in chosen.items() for _ in indices]
-    figure = draw_comparison(generators[1:], images[sum(chosen.values(), [])], labels)
-    for path in filter(None, (args.figure, args.json)):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.save(args.figure, format="PNG")
-    print(f"drew {args.figure}")
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+        with models.replacing(args.json) as file:
+            file.write((json.dumps(rows, indent=2) + "\n").encode())
+
+    random = np.random.RandomState(args.seed).permutation(len(images))[:FIGURE_RANDOM].tolist()
+    worst_first = psnrs.argsort().tolist()  # by the last checkpoint's
+    best, worst = worst_first[::-1][:FIGURE_EXTREME], worst_first[:FIGURE_EXTREME]
+    labels = ["random"] * len(random) + ["best"] * len(best) + ["worst"] * len(worst)
+    figure = draw_comparison(generators[1:], images[random + best + worst], labels)
+    with models.replacing(args.figure) as file:
+        figure.save(file, "PNG")
+    print(f"drew {args.figure}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ Below them: where a network runs (device, mixed precision), and how it is saved,
 """
 
 import argparse
+import contextlib
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 CHECKPOINT_FORMAT = 1
+CHECKPOINT_KEYS = {"script", "args", "epoch", "history", "generator"}  # what every script saves
+MAY_CHANGE = {"device", "amp", "data_dir", "out"}  # on --resume: where it runs, not what is learned
 
 
 class RunError(Exception):
@@ -128,20 +132,23 @@ def add_flags(parser, out):
 
 
 def choose_device(name):
-    """A torch.device from --device; "auto" is CUDA, else MPS, else the CPU. Raises RunError."""
-    # Float32 is meant where it is asked for: in evaluation, and in training with --amp off.
+    """A torch.device from --device; "auto" is CUDA, else MPS, else the CPU. Raises RunError.
+
+    Sets cuDNN up for it: float32 means float32, not TF32, and it searches for its fastest kernels.
+    """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     if name == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(
-            f"--device {name} cannot be used ({reason}): use --device auto or cpu"
-        ) from error
+        raise RunError(f"--device {name} cannot be used: use --device auto or cpu ({reason})")
+    if device.type not in ("cuda", "mps", "cpu"):
+        raise RunError(f"--device {name} is not for training: use --device auto or cpu")
+    return device
 
 
 def amp_dtype(device, amp):
@@ -171,26 +178,40 @@ def learning_rate(lr, step, steps):
 # ------------------------------------------------------------------------------------ checkpoints
 
 
-def save_checkpoint(path, script, args, epoch, **state):
-    """Write one file that rebuilds its model and says how it was trained.
+@contextlib.contextmanager
+def replacing(path):
+    """A binary file beside `path` (parents are made), renamed over it once it is whole and flushed.
 
-    args: dict of plain values. state: what to keep; networks, optimizers and scalers are saved by
-    their state_dict. The file is written beside `path`, flushed, then renamed over it, so that a
-    crash at any moment leaves the old one whole.
+    A crash at any moment leaves the old file whole. Raises RunError where it cannot be written.
     """
-    contents = {"format": CHECKPOINT_FORMAT, "script": script, "args": args, "epoch": epoch}
-    for name, value in state.items():
-        contents[name] = value.state_dict() if hasattr(value, "state_dict") else value
     beside = Path(f"{path}.new")
     try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
-            torch.save(contents, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
-        beside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: make room, or choose another --out ({error})")
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
+        raise RunError(f"cannot write {path}: make room, or choose another place ({error})")
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def save_checkpoint(path, script, args, epoch, history, **state):
+    """Write one file that rebuilds its model and says how it was trained.
+
+    args: dict of plain values. history: the rows of the log, dicts. state: what else to keep;
+    networks, optimizers and scalers are saved by their state_dict. Raises RunError, and leaves the
+    old file whole.
+    """
+    contents = {"format": CHECKPOINT_FORMAT, "script": script, "args": args, "epoch": epoch,
+                "history": history}
+    for name, value in state.items():
+        contents[name] = value.state_dict() if hasattr(value, "state_dict") else value
+    with replacing(path) as file:
+        torch.save(contents, file)
 
 
 def load_checkpoint(path):
@@ -212,13 +233,11 @@ def load_checkpoint(path):
         raise RunError(
             f"{path} is damaged or no checkpoint ({reason}): use another, or train again"
         ) from error
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"format", "script", "args"}:
+    version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
+    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
+        raise RunError(f"{path} has format {version}, above {CHECKPOINT_FORMAT}: update the code")
+    if version != CHECKPOINT_FORMAT or not CHECKPOINT_KEYS <= checkpoint.keys():
         raise RunError(f"{path} was not written by these scripts: give the last.pt of a run folder")
-    if checkpoint["format"] > CHECKPOINT_FORMAT:
-        raise RunError(
-            f"{path} has format {checkpoint['format']}, and this code reads up to "
-            f"{CHECKPOINT_FORMAT}: update the code"
-        )
     return checkpoint
 
 
@@ -249,19 +268,22 @@ def parse_args(parser, script, argv):
         raise RunError(f"{args.resume} is a run of {checkpoint['script']}.py: resume it with that")
     saved = checkpoint["args"]
     args = parser.parse_args(argv, argparse.Namespace(**saved))
-    for name in saved.keys() - {"device", "amp", "data_dir", "out", "resume", "overwrite"}:
+    for name, before in saved.items():
         given, flag = getattr(args, name), "--" + name.replace("_", "-")
-        if given != saved[name] and not (name.endswith("epochs") and given > saved[name]):
+        if given == before or name in MAY_CHANGE:
+            continue
+        if not (name.endswith("epochs") and given > before):
             raise RunError(
-                f"{flag} {given} contradicts {args.resume}, which has {saved[name]}: "
+                f"{flag} {given} contradicts {args.resume}, which has {before}: "
                 f"leave {flag} out, or start a new run"
             )
-        if given != saved[name]:
-            print(f"{flag} raised from {saved[name]} to {given}: the learning rate is rescheduled")
+        print(f"{flag} raised from {before} to {given}: the learning rate is rescheduled",
+              file=sys.stderr)
     return args, checkpoint
 
 
 def restore(checkpoint, **objects):
     """Load the saved state of networks, optimizers and scalers back into them."""
     for name, value in objects.items():
-        value.load_state_dict(checkpoint[name])
+        if checkpoint[name]:  # a GradScaler that was off saved nothing, and --amp may change
+            value.load_state_dict(checkpoint[name])

@@ -72,7 +72,8 @@ def train(args, run, checkpoint):
     for epoch in range(run.done + 1, args.epochs + 1):
         generator.train()
         run.begin_epoch(epoch)
-        for step, (gray, target) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
+        first_step = (epoch - 1) * len(batches)
+        for step, (gray, target) in enumerate(batches.epoch(epoch), first_step):
             for optimizer in (optimizer_g, optimizer_d):
                 optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, step, steps)
             with autocast:

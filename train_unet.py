@@ -48,6 +48,7 @@ def train(args, run, checkpoint):
     torch.manual_seed(args.seed)
     generator = models.UNet(data.CHANNELS[args.color], args.width)
     generator = generator.to(device, memory_format=torch.channels_last)
+    # Fused: one kernel updates all weights, and nothing waits for the device.
     optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, fused=True)
     state = {"generator": generator, "optimizer": optimizer, "scaler": scaler}
     if checkpoint:
@@ -59,7 +60,8 @@ def train(args, run, checkpoint):
     for epoch in range(run.done + 1, args.epochs + 1):
         generator.train()
         run.begin_epoch(epoch)
-        for step, (gray, target) in enumerate(batches.epoch(epoch), (epoch - 1) * len(batches)):
+        first_step = (epoch - 1) * len(batches)
+        for step, (gray, target) in enumerate(batches.epoch(epoch), first_step):
             optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, step, steps)
             with autocast:
                 output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]

@@ -1,6 +1,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,6 +12,19 @@ import data  # noqa: E402
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes a minute or more; run with -m slow")
+
+
+def lab_by_the_book(rgb):
+    """CIE L*a*b* of sRGB (N, 3) in [0, 1], in float64, written from the formulas."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    rows = [(0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750),
+            (0.0193339, 0.1191920, 0.9503041)]
+    x, y, z = (linear @ np.array(row) / sum(row) for row in rows)
+
+    def f(t):
+        return np.where(t > (6 / 29) ** 3, np.cbrt(t), t * (29 / 6) ** 2 / 3 + 4 / 29)
+
+    return np.stack([116 * f(y) - 16, 500 * (f(x) - f(y)), 200 * (f(y) - f(z))], axis=1)
 
 
 @pytest.fixture

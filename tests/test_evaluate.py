@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import lab_by_the_book
 from PIL import Image
 
 import data
@@ -32,15 +33,8 @@ def measured(pair):
     return evaluate.measure([(output[:4], truth[:4]), (output[4:], truth[4:])])[0]
 
 
-def lab(rgb):  # (N, 3, H, W), in float64
-    return data_lab(rgb.transpose(0, 2, 3, 1).reshape(-1, 3)).reshape(*rgb.shape[:1], -1, 3)
-
-
-def data_lab(colors):
-    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    xyz = linear @ data.XYZ_FROM_RGB.T / data.XYZ_FROM_RGB.sum(axis=1)
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
-    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+def lab(rgb):  # (N, 3, H, W) -> (N * H * W, 3)
+    return lab_by_the_book(rgb.transpose(0, 2, 3, 1).reshape(-1, 3))
 
 
 def test_mse_and_psnr(pair, measured):
@@ -70,10 +64,10 @@ def test_ssim(pair, measured):
 
 def test_chroma_error_and_accuracies(pair, measured):
     o, t = map(lab, pair)
-    assert measured["mae_ab"] == pytest.approx(np.abs(o - t)[..., 1:].mean(), rel=1e-4)
+    assert measured["mae_ab"] == pytest.approx(np.abs(o - t)[:, 1:].mean(), rel=1e-4)
     for percent in (2, 5):
         near = [all(abs(p - q) <= percent / 100 * full for p, q, full in zip(x, y, (100, 220, 220)))
-                for x, y in zip(o.reshape(-1, 3), t.reshape(-1, 3))]
+                for x, y in zip(o, t)]
         assert 0.05 < np.mean(near) < 0.95
         assert measured[f"acc_{percent}"] == pytest.approx(np.mean(near), abs=2e-3)
 
@@ -95,7 +89,7 @@ def test_jensen_shannon_divergence_of_the_ab_histograms(pair, measured):
     histograms = []
     for x in pair:
         counts = {}
-        for _, a, b in lab(x).reshape(-1, 3):
+        for _, a, b in lab(x):
             where = (math.floor(a / 10 + 0.5), math.floor(b / 10 + 0.5))
             counts[where] = counts.get(where, 0) + 1 / (5 * 256)
         histograms.append(counts)
@@ -200,6 +194,35 @@ def test_checkpoints_of_other_pictures_need_a_flag_that_says_which(tiny, tmp_pat
     assert "--size 48" in fails(evaluate.main, command)
     evaluate.main([*map(str, command), "--size", "48"])
     assert Image.open(tmp_path / "f.png").size == (62 + 4 * 100, 22 + 14 * 100)
+
+
+def test_two_folders_of_pictures_need_a_flag_that_says_which(tiny, tmp_path, fails):
+    checkpoints = []
+    for name in "ab":
+        for side in ("train", "test"):
+            folder = tmp_path / name / side
+            folder.mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.RandomState(i).randint(256, size=(32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+        flags = ["--dataset", "folder", "--data-dir", tmp_path / name]
+        checkpoints.append(tiny(train_unet.main, *flags, out=f"run-{name}") / "last.pt")
+    command = ["--ckpt", *checkpoints, "--figure", tmp_path / "f.png"]
+    assert "--data-dir" in fails(evaluate.main, command)
+    evaluate.main([*map(str, command), "--data-dir", str(tmp_path / "b")])
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, fails, monkeypatch):
+    def full_disk(self, file, kind):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    run, figure = tiny(train_unet.main), tmp_path / "f.png"
+    figure.write_bytes(b"the old one")
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    line = fails(evaluate.main, ["--ckpt", run / "last.pt", "--figure", figure])
+    assert f"cannot write {figure}" in line and "No space left" in line
+    assert figure.read_bytes() == b"the old one" and not (tmp_path / "f.png.new").exists()
 
 
 def test_mistakes_end_in_one_line(tiny, tmp_path, fails):

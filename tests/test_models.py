@@ -125,7 +125,7 @@ def checkpoint(tmp_path):
     """A saved checkpoint and the generator in it."""
     generator = models.UNet(2, width=4)
     args = {"width": 4, "color": "lab"}
-    models.save_checkpoint(tmp_path / "last.pt", "train_unet", args, 3, generator=generator)
+    models.save_checkpoint(tmp_path / "last.pt", "train_unet", args, 3, [], generator=generator)
     return tmp_path / "last.pt", generator.eval()
 
 
@@ -146,8 +146,8 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(checkpoint, monkeypat
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(models.RunError, match="cannot write .*last.pt .*No space left"):
-        models.save_checkpoint(path, "train_unet", {}, 4, generator=generator)
+    with pytest.raises(models.RunError, match="cannot write .*last.pt: .*No space left"):
+        models.save_checkpoint(path, "train_unet", {}, 4, [], generator=generator)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["last.pt"]
 
@@ -165,6 +165,8 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):
     refuses(tmp_path / "empty.pt", "damaged or no checkpoint")
     torch.save({"model": {}}, tmp_path / "other.pt")
     refuses(tmp_path / "other.pt", "not written by these scripts")
+    torch.save({"format": 1, "script": "train_unet", "args": {}}, tmp_path / "half.pt")
+    refuses(tmp_path / "half.pt", "not written by these scripts")
     torch.save({"format": 99, "script": "", "args": {}}, tmp_path / "newer.pt")
     refuses(tmp_path / "newer.pt", "format 99.*update")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import data
@@ -31,7 +32,7 @@ def same_weights(run, other):
 
 
 def log(run):
-    return list(csv.DictReader(open(run / "log.csv")))
+    return list(csv.DictReader((run / "log.csv").read_text().splitlines()))
 
 
 # ------------------------------------------------------------------------------- what a run does
@@ -139,13 +140,54 @@ def test_the_discriminator_never_sees_real_and_generated_pictures_in_one_batch(t
     assert judged == [16] * 9 + [6] * 3  # real, generated, generated again for G
 
 
+def test_each_loss_of_the_gan_has_the_target_of_its_formula(tiny, monkeypatch):
+    targets, cross_entropy = [], F.binary_cross_entropy_with_logits
+
+    def spy(logits, target):
+        targets.append(target.unique().tolist())
+        return cross_entropy(logits, target)
+
+    monkeypatch.setattr(F, "binary_cross_entropy_with_logits", spy)
+    tiny(train_gan.main)
+    smoothed = pytest.approx([train_gan.REAL_LABEL])
+    assert 0.5 < train_gan.REAL_LABEL < 1
+    assert targets == [smoothed, [0], [1]] * 4  # D: real, generated; G: generated as if real
+
+
+@pytest.mark.parametrize("script, flag, low, high", [
+    (train_gan, "--l1", 0, 100), (train_gan, "--discriminator", "image", "patch"),
+    (train_unet, "--loss", "mse", "l1"), (train_unet, "--lr", 1e-3, 1e-4),
+])
+def test_a_flag_of_the_method_changes_what_is_learned(script, flag, low, high, tiny):
+    runs = [tiny(script.main, flag, value, out=f"{value}") for value in (low, high)]
+    one, two = (models.load_checkpoint(run / "last.pt")["generator"] for run in runs)
+    assert not all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_l1_keeps_the_generator_near_the_truth(tiny):
+    errors = [float(log(tiny(train_gan.main, "--l1", l1, "--epochs", 8, out=f"{l1}"))[-1]["l1"])
+              for l1 in (0, 100)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_the_learning_rate_is_constant_then_falls_to_nothing():
+    rates = [models.learning_rate(0.1, step, 100) for step in range(100)]
+    assert rates[:51] == [0.1] * 51
+    assert rates[75] == pytest.approx(0.05) and rates[99] == pytest.approx(0.002)
+
+
 def test_a_slow_cpu_is_told_what_takes_less(tiny, capsys, monkeypatch):
     tiny(train_unet.main, "--epochs", 2)
     assert "--width 32 --amp on" not in capsys.readouterr().out
     clock = iter(range(0, 10**9, 10_000))
     monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
     tiny(train_unet.main, "--epochs", 2, out="slow")
-    assert "h on this CPU; --width 32 --amp on takes less" in capsys.readouterr().out
+    assert "hours on the CPU: --amp on takes less" in capsys.readouterr().out
+    tiny(train_unet.main, "--epochs", 2, "--amp", "on", out="slow and small")
+    assert "hours on the CPU: --limit takes less" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate.Run, "end_epoch", lambda self, generator: None)
+    tiny(train_unet.main, "--epochs", 2, "--width", 33, out="slow and wide")
+    assert "hours on the CPU: --width 32 --amp on takes less" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------- what it learns
@@ -222,13 +264,34 @@ def test_a_run_can_be_resumed_before_its_first_epoch_is_over(script, tiny, monke
     assert same_weights(whole, whole.parent / "cut")
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_float32_run_can_be_resumed_in_float16(script, tiny, monkeypatch):
+    run = tiny(script.main)
+    monkeypatch.setattr(models, "amp_dtype", lambda device, amp: torch.float16)
+    script.main(["--resume", str(run / "last.pt"), "--epochs", "2", "--amp", "on"])
+    checkpoint = models.load_checkpoint(run / "last.pt")
+    assert checkpoint["epoch"] == 2 and checkpoint["scaler"]["scale"] > 0
+
+
+def test_resuming_a_moved_run_does_not_replace_the_one_in_its_old_place(tiny, fails):
+    run = tiny(train_unet.main)
+    moved = run.rename(run.parent / "moved")
+    tiny(train_unet.main, "--seed", 5)
+    before = (run / "last.pt").read_bytes()
+    resume = ["--resume", moved / "last.pt", "--epochs", 2]
+    assert f"{run} holds a run" in fails(train_unet.main, resume)
+    assert (run / "last.pt").read_bytes() == before
+    train_unet.main([*map(str, resume), "--out", str(moved)])
+    assert len(log(moved)) == 2
+
+
 def test_epochs_may_be_raised_and_other_flags_not_changed(tiny, tmp_path, fails, capsys):
     run = tiny(train_unet.main)
     resume = ["--resume", run / "last.pt"]
     assert "--lr 0.5 contradicts" in fails(train_unet.main, [*resume, "--lr", 0.5])
     assert "train_unet.py" in fails(train_gan.main, resume)
     train_unet.main([*map(str, resume), "--epochs", "3", "--out", str(tmp_path / "on")])
-    assert "--epochs raised from 1 to 3" in capsys.readouterr().out
+    assert "--epochs raised from 1 to 3" in capsys.readouterr().err
     assert len(log(tmp_path / "on")) == 3 and len(log(run)) == 1
     assert "--epochs 1 contradicts" in fails(
         train_unet.main, ["--resume", tmp_path / "on" / "last.pt", "--epochs", 1])
@@ -253,6 +316,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
     assert "not finite in epoch 2" in line and "holds epoch 1" in line
     assert models.load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
     assert len(log(tmp_path / "run")) == 1
+
+
+def test_an_update_that_breaks_the_network_is_never_saved(tiny, tmp_path, fails, monkeypatch):
+    end = evaluate.Run.end_epoch
+
+    def broken(self, generator):
+        generator.head.weight.data.fill_(float("nan"))
+        end(self, generator)
+
+    monkeypatch.setattr(evaluate.Run, "end_epoch", broken)
+    assert "not finite in epoch 1" in fails(lambda argv: tiny(train_unet.main), [])
+    assert models.load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 0
 
 
 def test_a_folder_that_holds_a_run_is_not_touched_without_overwrite(tiny, fails):
@@ -283,7 +358,7 @@ def test_a_malformed_flag_keeps_argparses_own_error(argv, capsys):
 def test_other_mistakes_end_in_one_line(tmp_path, fails):
     shapes = ["--dataset", "shapes", "--limit", 20, "--width", 2, "--out"]
     (tmp_path / "file").write_text("")
-    assert "another --out" in fails(train_unet.main, [*shapes, tmp_path / "file" / "run"])
+    assert "another place" in fails(train_unet.main, [*shapes, tmp_path / "file" / "run"])
     assert "--device nonsense" in fails(
         train_unet.main, [*shapes, tmp_path / "run", "--device", "nonsense"])
     assert "use patch" in fails(train_gan.main, [*shapes, tmp_path / "run", "--size", 16])
@@ -305,7 +380,8 @@ def test_every_command_of_the_readme_and_the_docstrings_parses():
     root = Path(train_unet.__file__).parent
     commands = []
     for path in [root / "README.md", *root.glob("*.py")]:
-        commands += re.findall(r"^ *(?:\$ )?python (\w+)\.py +(--[^#\n&]*)", path.read_text(), re.M)
-    assert len(commands) > 5
+        commands += re.findall(r"python (\w+)\.py (--[^#\n&`]*)", path.read_text(encoding="utf-8"))
+    assert len(commands) > 8
     for script, flags in commands:
-        sys.modules[script].build_parser().parse_args(flags.split())
+        if flags.strip() != "--help":
+            sys.modules[script].build_parser().parse_args(flags.split())
