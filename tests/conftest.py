@@ -3,11 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import data  # noqa: E402
+
+torch.set_num_threads(1)  # tiny networks gain nothing from more, and lose much on a busy machine
 
 
 def pytest_configure(config):
