@@ -244,13 +244,14 @@ class Run:
         args, count = self.args, len(batches.images)
         dtype = models.amp_dtype(device, args.amp) or torch.float32
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        goes_on = f", after epoch {self.done}" if self.done else ""
         batch = f"batch {batches.batch_size}"
         if args.batch_size > count:
             batch = f"one batch of all {count} (--batch-size {args.batch_size} is more)"
         print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, "
               f"{count:,} to train on, {len(validation):,} to validate, {dropped:,} gray ones "
-              f"dropped; {batch}; {name}, {str(dtype).removeprefix('torch.')}; into {self.out}",
-              flush=True)
+              f"dropped; {batch}; {name}, {str(dtype).removeprefix('torch.')}; into {self.out}"
+              f"{goes_on}", flush=True)
         if self.done >= epochs:
             print(f"all {epochs} epochs are done: raise --epochs to train on")
         self.started = time.perf_counter()

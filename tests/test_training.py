@@ -249,6 +249,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(script, tiny, mo
     with open(cut / "log.csv", "a") as file:
         file.write("a row that a crash left behind\n")
     script.main(["--resume", str(cut / "last.pt")])
+    assert "after epoch 2" in capsys.readouterr().out.splitlines()[0]
     assert same_weights(whole, cut)
     without_speed = [[{**row, "pictures_per_s": 0} for row in log(run)] for run in (whole, cut)]
     assert without_speed[0] == without_speed[1]
