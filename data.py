@@ -89,7 +89,7 @@ def add_flags(parser):
     add("--batch-size", type=number(int, 2, 10**6), default=128,
         help="pictures a step (%(default)s)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0,
-        help="of the weights, the split, the order and the flips (%(default)s)")
+        help="of the weights, the draw of --limit, the split, order and flips (%(default)s)")
 
 
 # --------------------------------------------------------------------------------------- datasets
@@ -270,8 +270,8 @@ def make_shapes(n, size, seed):
 
     Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow: lightness varies, so
     the shape tells the colour and the gray level does not. A triangle (label 2) is orange or blue,
-    equally likely. The two have equal luma and equal L*, and their mean is gray: nothing in the
-    gray picture tells which one it was.
+    equally likely. The two have equal luma and equal L*, and their mean in RGB is gray: nothing in
+    the gray picture tells which one it was.
 
     Returns images uint8 (n, 3, size, size), labels int64 (n,), and the objects' pixels, bool
     (n, size, size).
@@ -294,8 +294,8 @@ def make_shapes(n, size, seed):
     triangle = (down.abs() < radius) & (right.abs() < (down + radius) * 0.6)
     objects = torch.stack([disc, square, triangle])[labels, torch.arange(n)]
 
-    hues = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])  # disc, square, blue
-    object_colors = hues[labels]
+    colors = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])  # disc, square, blue
+    object_colors = colors[labels]
     object_colors[(labels == 2) & orange] = torch.tensor([125, 85.4, 0])
     sky = torch.tensor([105.0, 165, 225]).expand(n, 3)
     ground = torch.tensor([85.0, 150, 60]).expand(n, 3)
@@ -356,7 +356,7 @@ XYZ_FROM_RGB = np.array([
     [0.2126729, 0.7151522, 0.0721750],
     [0.0193339, 0.1191920, 0.9503041],
 ])
-WHITE = XYZ_FROM_RGB.sum(axis=1)  # of the matrix itself, so that gray has a* = b* = 0 exactly
+WHITE = XYZ_FROM_RGB.sum(axis=1)  # of the matrix itself, so that gray has a* = b* = 0
 RGB_FROM_XYZ = np.linalg.inv(XYZ_FROM_RGB)
 LUMA = np.array([[0.299, 0.587, 0.114]])  # Rec. 601
 DELTA = 6 / 29  # where the cube root of f(t) hands over to a line
@@ -406,7 +406,7 @@ def luma(rgb):
 def to_gray_and_target(images, color):
     """What a generator sees and what it should paint, from uint8 RGB (N, 3, H, W).
 
-    rgb: gray is luma (N, 1, H, W), target is RGB (N, 3, H, W).
+    rgb: gray is 2 * luma - 1 (N, 1, H, W), target is 2 * RGB - 1 (N, 3, H, W), of RGB in [0, 1].
     lab: gray is L*/50 - 1 (N, 1, H, W), target is (a*, b*)/110 (N, 2, H, W).
     All are float32 in [-1, 1].
     """

@@ -3,8 +3,8 @@
     python evaluate.py --ckpt runs/unet/last.pt runs/gan/last.pt
 
 measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour at all,
-the floor), and draws gray | each model | truth: random pictures first, then the last model's best
-and worst. `--json FILE` saves the rows.
+the baseline), and draws gray | each model | truth: random pictures first, then the last model's
+best and worst. `--json FILE` saves the rows.
 
     mse, psnr, ssim          how close, pixel by pixel
     mae_ab, acc_2, acc_5     how close in colour (Nazeri et al., 2018)

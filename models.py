@@ -203,8 +203,8 @@ def save_checkpoint(path, script, args, epoch, history, **state):
     """Write one file that rebuilds its model and says how it was trained.
 
     args: dict of plain values. history: the rows of the log, dicts. state: what else to keep;
-    networks, optimizers and scalers are saved by their state_dict. Raises RunError, and leaves the
-    old file whole.
+    networks, optimizers and scalers are saved by their state_dict. Raises RunError where it cannot
+    be written; the old file is then whole.
     """
     contents = {"format": CHECKPOINT_FORMAT, "script": script, "args": args, "epoch": epoch,
                 "history": history}

@@ -3,16 +3,17 @@
 A generator G (a U-Net) paints the colours of the gray picture x; a discriminator D sees gray and
 colours together and tells painted ones from real ones y. Each step updates both, once:
 
-    (1) D minimizes   -E[ log D(x, y) ] - E[ log(1 - D(x, G(x))) ]
+    (1) D minimizes   -E[ s log D(x, y) + (1 - s) log(1 - D(x, y)) ] - E[ log(1 - D(x, G(x))) ]
     (2) G minimizes   -E[ log D(x, G(x)) ] + l1 * E[ |G(x) - y| ]
 
 D learns what a pixel loss cannot say, that a brownish gray is a colour few things have; L1 keeps G
-near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits.
+near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits. s = 0.9 is
+one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is the plain objective.
 Papers: Radford et al., "DCGAN", 2015, arXiv:1511.06434; Isola et al., "pix2pix", 2017,
-arXiv:1611.07004; one-sided label smoothing: Salimans et al., 2016, arXiv:1606.03498.
+arXiv:1611.07004.
 
-    python train_gan.py --epochs 20 --l1 100                  # CIFAR-10, downloaded
-    python train_gan.py --dataset shapes --width 16           # a first run: made-up pictures
+    python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded
+    python train_gan.py --dataset shapes --width 16 --out runs/gan-shapes    # made-up pictures
 """
 
 import argparse
@@ -24,7 +25,7 @@ import data
 import evaluate
 import models
 
-REAL_LABEL = 0.9  # D's answer to a real picture: below 1, so that it never grows too sure of itself
+REAL_LABEL = 0.9  # s, D's target for real pictures: below 1, so that D never grows too sure
 
 
 def build_parser():
@@ -79,8 +80,8 @@ def train(args, run, checkpoint):
             with autocast:
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
 
-            # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))). Real and fake pictures go
-            # through as separate batches, so that BatchNorm does not mix their statistics.
+            # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
+            # Real and fake go through as separate batches: BatchNorm must not mix their statistics.
             discriminator.requires_grad_(True)
             with autocast:
                 real_logits = discriminator(gray, target)

@@ -4,13 +4,13 @@ A U-Net G looks at the gray picture x and paints the colours y, by minimizing
 
     L(G) = E[ (G(x) - y)^2 ]     (--loss mse)     or     E[ |G(x) - y| ]     (--loss l1)
 
-over pixels. Where x does not tell the colour, the best answer to the square is the mean of all
-colours it could be, and the mean of many colours is a brownish gray: the sepia effect. It is
-faithful on average and pale; the GANs of the other scripts are the answer to that.
+over pixels. Where x does not tell the colour, the squared error is least at the mean of all colours
+it could be, and the mean of many colours is a brownish gray: the sepia effect. Such pictures are
+faithful on average and pale; train_gan.py is an answer to that.
 Network: Ronneberger et al., "U-Net", 2015, arXiv:1505.04597.
 
-    python train_unet.py --epochs 20                          # CIFAR-10, downloaded
-    python train_unet.py --dataset shapes --width 16          # a first run: made-up pictures
+    python train_unet.py --epochs 20                                         # CIFAR-10, downloaded
+    python train_unet.py --dataset shapes --width 16 --out runs/unet-shapes  # made-up pictures
 """
 
 import argparse
