@@ -3,8 +3,8 @@
     python tests/bench_sepia.py
 
 The triangles of the `shapes` pictures are orange or blue, equally likely, of equal gray; the mean
-of the two in RGB is gray. This trains three small networks on the same pictures, U-Net with MSE, U-Net
-with L1 and GAN, and looks at their triangles on the test pictures:
+of the two in RGB is gray. This trains three small networks on the same pictures, U-Net with MSE,
+U-Net with L1 and GAN, and looks at their triangles on the test pictures:
 
     chroma      mean sqrt(a*^2 + b*^2) of the painted pixels over the truth's: 0 is gray, 1 is vivid
     committed   share of triangles nearer (in mean RGB) to orange or to blue than to their mean
