@@ -271,9 +271,9 @@ class Run:
         if self.device.type == "cpu" and self.steps == 1 + TIMED_STEPS:
             self._warn_if_slow()
 
-    def _read(self, names):
+    def _read(self, losses):
         means = (self.total / self.epoch_steps).tolist()  # waits for the device
-        self.losses = dict(zip(names, means))
+        self.losses = dict(zip(losses, means))  # the epoch's means so far, by name
         self._stop_unless_finite(self.losses)
         if sys.stdout.isatty():
             print(f"\r\x1b[Kepoch {self.epoch}/{self.epochs} step {self.epoch_steps}/"

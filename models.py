@@ -242,7 +242,10 @@ def load_checkpoint(path):
 
 
 def build_generator(checkpoint):
-    """The trained generator of a loaded checkpoint, in eval mode on the CPU."""
+    """The trained generator of a loaded checkpoint, in eval mode on the CPU.
+
+    Raises RuntimeError, as load_state_dict does, where its weights are not those of its arguments.
+    """
     weights = checkpoint["generator"]
     generator = UNet(weights["head.weight"].shape[0], checkpoint["args"]["width"])
     generator.load_state_dict(weights)
