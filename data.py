@@ -12,7 +12,9 @@ means the same pictures on every platform and in every version.
 """
 
 import argparse
+import contextlib
 import http.client
+import math
 import shutil
 import socket
 import sys
@@ -86,6 +88,8 @@ def add_flags(parser):
         help="draw N training pictures at random, for a quick run (all)")
     add("--val-fraction", type=number(float, 0.001, 0.9), default=0.1,
         help="share of the training pictures kept for validation (%(default)s)")
+    add("--split", choices=["random", "hue"], default="random",
+        help="validation pictures: at random, or evenly out of the order by hue (%(default)s)")
     add("--batch-size", type=number(int, 2, 10**6), default=128,
         help="pictures a step (%(default)s)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0,
@@ -124,7 +128,10 @@ def load_training(args):
         args.dataset, args.data_dir, args.size, train=True, limit=args.limit, seed=args.seed
     )
     keep = torch.nonzero(~is_gray(pictures.images)).flatten()
-    splits = split_random(len(keep), args.val_fraction, args.seed)
+    if args.split == "hue":
+        splits = split_by_hue(pictures.images[keep], args.val_fraction)
+    else:
+        splits = split_random(len(keep), args.val_fraction, args.seed)
     training, validation = (_pick(pictures, keep[indices]) for indices in splits)
     if len(training.images) < 2 or len(validation.images) < 1:
         raise DataError(
@@ -149,6 +156,35 @@ def split_random(n, fraction, seed):
     return order[held_out:], order[:held_out]
 
 
+def split_by_hue(images, fraction):
+    """Train and validation indices: sorted by mean hue, evenly taken for validation.
+
+    At a `fraction` of 0.1 these are every tenth, so that both sides have the same colours. Takes
+    uint8 (N, 3, H, W); both results are int64 tensors, and neither is empty for N >= 2.
+    """
+    order = torch.argsort(mean_hue(images), stable=True)
+    n = len(images)
+    held_out = min(math.ceil(n * fraction), max(n - 1, 0))
+    chosen = torch.zeros(n, dtype=torch.bool)
+    chosen[[math.floor(i / fraction) for i in range(held_out)]] = True
+    return order[~chosen], order[chosen]
+
+
+def mean_hue(images):
+    """Mean HSV hue in [0, 1) over the pixels of each uint8 picture (N, 3, H, W), float64 (N,).
+
+    A gray pixel counts as hue 0.
+    """
+    means = []
+    for some in images.split(1000):  # float64 takes eight times the memory of bytes
+        r, g, b = some.double().unbind(1)
+        top, chroma = some.amax(1).double(), (some.amax(1) - some.amin(1)).double()
+        sixths = torch.where(top == r, (g - b) / chroma, torch.where(
+            top == g, 2 + (b - r) / chroma, 4 + (r - g) / chroma))
+        means.append(torch.where(chroma > 0, sixths / 6 % 1, 0.0).mean(dim=(1, 2)))
+    return torch.cat(means)
+
+
 def _pick(pictures, indices):
     labels = None if pictures.labels is None else pictures.labels[indices]
     return Pictures(pictures.images[indices], labels)
@@ -161,6 +197,17 @@ def _draw(n, limit, seed):
     return np.sort(np.random.RandomState(seed).permutation(n)[:limit])
 
 
+@contextlib.contextmanager
+def download_timeout():
+    """Inside, a server that is silent for DOWNLOAD_TIMEOUT seconds is an error."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _load_cifar10(root, size, train, limit, seed):
     if size != 32:
         raise DataError(
@@ -169,10 +216,9 @@ def _load_cifar10(root, size, train, limit, seed):
     cifar10 = torchvision.datasets.CIFAR10
     places = (*root.parents, root, root / cifar10.filename, root / cifar10.base_folder)
     new = [path for path in places if not path.exists()]
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
-        dataset = cifar10(root, train=train, download=True)
+        with download_timeout():
+            dataset = cifar10(root, train=train, download=True)
     except BaseException as error:
         for path in new:  # a failed or interrupted download leaves nothing behind
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -183,8 +229,6 @@ def _load_cifar10(root, size, train, limit, seed):
             f"({error}): put that file there, use your own pictures with --dataset folder "
             "--data-dir DIR, or made-up ones with --dataset shapes"
         ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
     chosen = _draw(len(dataset.data), limit, seed)
     images = torch.from_numpy(dataset.data[chosen]).permute(0, 3, 1, 2).contiguous()
     return Pictures(images, torch.tensor(dataset.targets)[chosen])
@@ -321,11 +365,12 @@ class Batches:
     """Shuffled, randomly flipped, colour-converted batches of pictures that stay on their device.
 
     images: uint8 (N, 3, H, W), N >= 2. A `batch_size` above N means one batch of all N. A last
-    batch of one picture is left out, because BatchNorm cannot normalize it.
+    batch of one picture is left out, because BatchNorm cannot normalize it. Two Batches of as many
+    pictures and of one seed go through them in the same order, with the same flips.
     """
 
-    def __init__(self, images, color, batch_size, seed):
-        self.images, self.color, self.seed = images, color, seed
+    def __init__(self, images, color, batch_size, seed, labels=None):
+        self.images, self.color, self.seed, self.labels = images, color, seed, labels
         self.batch_size = min(batch_size, len(images))
 
     def __len__(self):
@@ -334,17 +379,22 @@ class Batches:
         return full + (rest > 1)
 
     def epoch(self, epoch):
-        """Yield (gray, target) float32 batches; (seed, epoch) alone decides order and flips."""
+        """Yield (gray, target) float32 batches, or (gray, target, labels) where labels were given.
+
+        (seed, epoch) alone decides order and flips.
+        """
         random = np.random.RandomState([self.seed, epoch])
         order = torch.from_numpy(random.permutation(len(self.images)).astype(np.int64))
         flips = torch.from_numpy(random.rand(len(self.images)) < 0.5)
         order, flips = order.to(self.images.device), flips.to(self.images.device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = self.images[order[start : start + self.batch_size]]
+            chosen = order[start : start + self.batch_size]
+            batch = self.images[chosen]
             flip = flips[start : start + self.batch_size, None, None, None]
             batch = torch.where(flip, batch.flip(-1), batch)
             gray, target = to_gray_and_target(batch, self.color)
-            yield gray, target.contiguous(memory_format=torch.channels_last)
+            target = target.contiguous(memory_format=torch.channels_last)
+            yield (gray, target) if self.labels is None else (gray, target, self.labels[chosen])
 
 
 # ----------------------------------------------------------------------------------------- colour

@@ -208,6 +208,7 @@ class Run:
                 run.end_epoch(generator)
                 run.save(epoch, generator=generator, ...)
 
+    A method of several stages counts their epochs through and names each with `begin_stage`.
     The folder holds last.pt, log.csv (a row an epoch) and samples/ (a grid an epoch). Raises
     RunError when it holds another run, cannot be written, or a loss is not finite.
     """
@@ -217,7 +218,8 @@ class Run:
         self.last = self.out / "last.pt"
         self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
         self.done = checkpoint["epoch"] if checkpoint else 0
-        self.steps = 0  # of this process
+        self.stage = checkpoint.get("stage") if checkpoint else None
+        self.planned = 0  # epochs, in the stages begun so far
         resumes_itself = args.resume and Path(args.resume).resolve() == self.last.resolve()
         self.saved = bool(resumes_itself)
         if self.last.exists() and not (resumes_itself or args.overwrite):
@@ -253,8 +255,24 @@ class Run:
               f"dropped; {batch}; {name}, {str(dtype).removeprefix('torch.')}; into {self.out}"
               f"{goes_on}", flush=True)
         if self.done >= epochs:
-            print(f"all {epochs} epochs are done: raise --epochs to train on")
-        self.started = time.perf_counter()
+            print(f"all {epochs} epochs are done: raise their number to train on")
+        self._start_clock()
+
+    def begin_stage(self, name, epochs, what):
+        """Announce the next stage; returns its first epoch, and a range of those still to do.
+
+        Epochs are counted through all stages.
+        """
+        first, self.planned = self.planned + 1, self.planned + epochs
+        to_do = range(max(first, self.done + 1), self.planned + 1)
+        if to_do:
+            self.stage = name
+            print(f"{name}, epochs {first} to {self.planned}: {what}", flush=True)
+            self._start_clock()
+        return first, to_do
+
+    def _start_clock(self):
+        self.started, self.steps = time.perf_counter(), 0  # steps of this process, of one kind
 
     def begin_epoch(self, epoch):
         self.epoch, self.total, self.epoch_steps = epoch, 0, 0
@@ -295,36 +313,49 @@ class Run:
             print(f"this will take about {seconds / 3600:.1f} hours on the CPU: "
                   f"{' '.join(faster) or '--limit'} takes less", flush=True)
 
-    def end_epoch(self, generator):
-        """Validate, print the epoch's line, and draw its sample grid."""
+    def end_epoch(self, generator=None, **metrics):
+        """Print the epoch's line: `metrics`, or a generator's on the validation pictures.
+
+        A generator's sample grid is drawn, too.
+        """
         now = time.perf_counter()
         rate = len(self.batches.images) / (now - self.epoch_started)
-        metrics = validate(generator, self.validation, self.args.color)
+        shown = metrics
+        if generator:
+            metrics = validate(generator, self.validation, self.args.color)
+            shown = {name: metrics[name] for name in ("psnr", "colorfulness_ratio")}
         self._stop_unless_finite(metrics)
-        self.history.append({"epoch": self.epoch, **self.losses, **metrics, "pictures_per_s": rate})
+        stage = {"stage": self.stage} if self.stage else {}
+        self.history.append({"epoch": self.epoch, **stage, **self.losses, **metrics,
+                             "pictures_per_s": rate})
         epochs_done = self.steps / len(self.batches)
         left = (time.perf_counter() - self.started) / epochs_done * (self.epochs - self.epoch)
-        shown = {name: metrics[name] for name in ("psnr", "colorfulness_ratio")}
         start = "\r\x1b[K" if sys.stdout.isatty() else ""
         minutes, seconds = divmod(round(left), 60)
         print(f"{start}epoch {self.epoch}/{self.epochs}  {_numbers(self.losses)}  validation "
               f"{_numbers(shown)}  {rate:,.0f} pictures/s  {minutes}m{seconds:02d}s left",
               flush=True)
-        pictures = self.validation[:FIGURE_RANDOM]
-        grid = draw_comparison([("output", generator, self.args.color)], pictures)
-        with models.replacing(self.out / "samples" / f"epoch_{self.epoch:03d}.png") as file:
-            grid.save(file, "PNG")
+        if generator:  # of evenly spaced pictures, because --split hue has sorted them
+            pictures = self.validation[:: max(1, len(self.validation) // FIGURE_RANDOM)]
+            grid = draw_comparison(
+                [("output", generator, self.args.color)], pictures[:FIGURE_RANDOM]
+            )
+            with models.replacing(self.out / "samples" / f"epoch_{self.epoch:03d}.png") as file:
+                grid.save(file, "PNG")
 
     def save(self, epoch, **state):
         """Write last.pt, then log.csv to match."""
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
+        if self.stage:
+            state["stage"] = self.stage
         models.save_checkpoint(self.last, self.script, args, epoch, self.history, **state)
         self.saved = True
         if epoch == 0:  # with --overwrite, the samples there are another run's
             for sample in (self.out / "samples").glob("epoch_*.png"):
                 sample.unlink()
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, self.history[0] if self.history else ["epoch"])
+        columns = dict.fromkeys(name for row in self.history for name in row)
+        writer = csv.DictWriter(table, columns or ["epoch"])
         writer.writeheader()
         writer.writerows(self.history)
         with models.replacing(self.out / "log.csv") as file:

@@ -1,9 +1,10 @@
 """The networks, and the checkpoints they are saved in.
 
-    UNet            gray (N, 1, H, W) -> colour (N, 3 or 2, H, W) in [-1, 1]
-    Discriminator   gray and colour -> logits: real or generated?
+    UNet, StridedUNet   gray (N, 1, H, W) -> colour (N, 3 or 2, H, W) in [-1, 1]
+    Discriminator       gray and colour -> logits: real or generated?
+    Classifier, VGG16   RGB (N, 3, H, W) in [0, 1] -> the feature maps that NoGAN compares
 
-Both return float32 whatever the precision inside, so that losses and colours are computed in it.
+All return float32 whatever the precision inside, so that losses and colours are computed in it.
 Below them: where a network runs (device, mixed precision), and how it is saved, resumed and loaded.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 CHECKPOINT_FORMAT = 1
@@ -40,15 +42,15 @@ class UNet(nn.Module):
     def __init__(self, out_channels, width=64):
         super().__init__()
         w = width
-        self.enc1 = self._unit(1, w)
-        self.enc2 = self._unit(w, 2 * w)
-        self.enc3 = self._unit(2 * w, 4 * w)
-        self.enc4 = self._unit(4 * w, 8 * w)
-        self.bottom = self._unit(8 * w, 16 * w)
-        self.up4, self.dec4 = self._up(16 * w, 8 * w), self._unit(16 * w, 8 * w)
-        self.up3, self.dec3 = self._up(8 * w, 4 * w), self._unit(8 * w, 4 * w)
-        self.up2, self.dec2 = self._up(4 * w, 2 * w), self._unit(4 * w, 2 * w)
-        self.up1, self.dec1 = self._up(2 * w, w), self._unit(2 * w, w)
+        self.enc1 = _two_convolutions(1, w)
+        self.enc2 = _two_convolutions(w, 2 * w)
+        self.enc3 = _two_convolutions(2 * w, 4 * w)
+        self.enc4 = _two_convolutions(4 * w, 8 * w)
+        self.bottom = _two_convolutions(8 * w, 16 * w)
+        self.up4, self.dec4 = self._up(16 * w, 8 * w), _two_convolutions(16 * w, 8 * w)
+        self.up3, self.dec3 = self._up(8 * w, 4 * w), _two_convolutions(8 * w, 4 * w)
+        self.up2, self.dec2 = self._up(4 * w, 2 * w), _two_convolutions(4 * w, 2 * w)
+        self.up1, self.dec1 = self._up(2 * w, w), _two_convolutions(2 * w, w)
         self.head = nn.Conv2d(w, out_channels, kernel_size=1)
 
     def forward(self, gray):
@@ -64,19 +66,72 @@ class UNet(nn.Module):
         return torch.tanh(self.head(x).float())  # (N, out_channels, H, W)
 
     @staticmethod
-    def _unit(channels_in, channels_out):
+    def _up(channels_in, channels_out):
+        return nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2)
+
+
+def _two_convolutions(channels_in, channels_out):
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.LeakyReLU(0.2, inplace=True),
+    )
+
+
+class StridedUNet(nn.Module):
+    """The U-Net of Nazeri et al., 2018 (arXiv:1803.05400): strides instead of pooling.
+
+    Takes and returns what UNet does. One 4x4 convolution a level: 17 million parameters.
+    """
+
+    def __init__(self, out_channels, width=64):
+        super().__init__()
+        w = width
+        same = nn.ZeroPad2d((1, 2, 1, 2))  # a 4x4 convolution that keeps the size is lopsided
+        self.enc1 = nn.Sequential(same, *self._down(1, w, stride=1, padding=0))
+        self.enc2 = self._down(w, 2 * w)
+        self.enc3 = self._down(2 * w, 4 * w)
+        self.enc4 = self._down(4 * w, 8 * w)
+        self.bottom = self._down(8 * w, 8 * w)
+        self.up4, self.act4 = self._up(8 * w, 8 * w), self._activation(16 * w)
+        self.up3, self.act3 = self._up(16 * w, 4 * w), self._activation(8 * w)
+        self.up2, self.act2 = self._up(8 * w, 2 * w), self._activation(4 * w)
+        self.up1, self.act1 = self._up(4 * w, w), self._activation(2 * w)
+        self.head = nn.Conv2d(2 * w, out_channels, kernel_size=1)
+
+    def forward(self, gray):
+        e1 = self.enc1(gray)  # (N, w, H, W)
+        e2 = self.enc2(e1)  # (N, 2w, H/2, W/2)
+        e3 = self.enc3(e2)  # (N, 4w, H/4, W/4)
+        e4 = self.enc4(e3)  # (N, 8w, H/8, W/8)
+        x = self.bottom(e4)  # (N, 8w, H/16, W/16)
+        x = self.act4(torch.cat([self.up4(x), e4], dim=1))  # (N, 16w, H/8, W/8)
+        x = self.act3(torch.cat([self.up3(x), e3], dim=1))  # (N, 8w, H/4, W/4)
+        x = self.act2(torch.cat([self.up2(x), e2], dim=1))  # (N, 4w, H/2, W/2)
+        x = self.act1(torch.cat([self.up1(x), e1], dim=1))  # (N, 2w, H, W)
+        return torch.tanh(self.head(x).float())  # (N, out_channels, H, W)
+
+    @staticmethod
+    def _down(channels_in, channels_out, stride=2, padding=1):
         return nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.Conv2d(channels_in, channels_out, 4, stride=stride, padding=padding, bias=False),
             nn.BatchNorm2d(channels_out),
             nn.LeakyReLU(0.2, inplace=True),
         )
 
     @staticmethod
     def _up(channels_in, channels_out):
-        return nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2)
+        return nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False)
+
+    @staticmethod
+    def _activation(channels):
+        return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
+GENERATORS = {"maxpool": UNet, "strided": StridedUNet}  # the values of --generator
 
 
 class Discriminator(nn.Module):
@@ -115,6 +170,71 @@ class Discriminator(nn.Module):
             nn.BatchNorm2d(channels_out),
             nn.LeakyReLU(0.2, inplace=True),
         ]
+
+
+class Classifier(nn.Module):
+    """A small VGG-like classifier, wanted for its feature maps: three units, a mean, a linear layer.
+
+    RGB (N, 3, H, W) in [0, 1] -> logits (N, classes); `maps` gives the feature maps.
+    """
+
+    map_weights = (1.0, 1.0, 1.0)
+
+    def __init__(self, classes, width=64):
+        super().__init__()
+        w = width
+        self.unit1 = _two_convolutions(3, w)
+        self.unit2 = _two_convolutions(w, 2 * w)
+        self.unit3 = _two_convolutions(2 * w, 4 * w)
+        self.head = nn.Linear(4 * w, classes)
+
+    def maps(self, rgb):
+        m1 = self.unit1(2 * rgb - 1)  # (N, w, H, W)
+        m2 = self.unit2(F.max_pool2d(m1, 2))  # (N, 2w, H/2, W/2)
+        m3 = self.unit3(F.max_pool2d(m2, 2))  # (N, 4w, H/4, W/4)
+        return [m1.float(), m2.float(), m3.float()]
+
+    def forward(self, rgb):
+        return self.head(self.maps(rgb)[-1].mean(dim=(2, 3))).float()
+
+
+class VGG16(nn.Module):
+    """torchvision's vgg16_bn (Simonyan and Zisserman, 2014), as far as its feature maps are wanted.
+
+    `maps` gives those before the last three poolings, and `map_weights` their weights, as in
+    DeOldify's loss.py; RGB (N, 3, H, W) in [0, 1]. Its own weights are yet to be loaded.
+    """
+
+    map_layers, map_weights = (22, 32, 42), (20.0, 70.0, 10.0)
+
+    def __init__(self):
+        super().__init__()
+        with torch.device("meta"):  # no memory, no time for what will be loaded or left out
+            layers = torchvision.models.vgg16_bn().features[: self.map_layers[-1] + 1]
+        self.layers = layers.to_empty(device="cpu")
+
+    def maps(self, rgb):
+        mean, std = rgb.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet's
+        x, maps = (rgb - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1), []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i in self.map_layers:
+                maps.append(x.float())
+        return maps  # (N, 256, H/4, W/4), (N, 512, H/8, W/8), (N, 512, H/16, W/16)
+
+    def load_imagenet(self):
+        """Load torchvision's ImageNet weights, cached or downloaded. Raises RunError."""
+        weights = torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1
+        try:
+            state = weights.get_state_dict(check_hash=True)
+            state = {name.removeprefix("features."): value for name, value in state.items()}
+            self.layers.load_state_dict({name: state[name] for name in self.layers.state_dict()})
+        except Exception as error:  # what a damaged file can raise is without end
+            file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+            raise RunError(
+                f"the weights of vgg16_bn are not whole at {file} and could not be downloaded "
+                f"({error}): put {weights.url} there, or use --features classifier"
+            ) from error
 
 
 # ------------------------------------------------------------------------ where and how they train
@@ -246,8 +366,9 @@ def build_generator(checkpoint):
 
     Raises RuntimeError, as load_state_dict does, where its weights are not those of its arguments.
     """
-    weights = checkpoint["generator"]
-    generator = UNet(weights["head.weight"].shape[0], checkpoint["args"]["width"])
+    weights, args = checkpoint["generator"], checkpoint["args"]
+    network = GENERATORS[args.get("generator", "maxpool")]
+    generator = network(weights["head.weight"].shape[0], args["width"])
     generator.load_state_dict(weights)
     return generator.eval()
 
@@ -283,6 +404,14 @@ def parse_args(parser, script, argv):
         print(f"{flag} raised from {before} to {given}: the learning rate is rescheduled",
               file=sys.stderr)
     return args, checkpoint
+
+
+def check_discriminator(args):
+    """Raises RunError where the pictures are too small for the discriminator."""
+    if args.discriminator == "image" and args.size < 32:
+        raise RunError(
+            f"--discriminator image needs --size 32 or more, not {args.size}: use patch instead"
+        )
 
 
 def restore(checkpoint, **objects):

@@ -36,6 +36,8 @@ def build_parser():
     add("--epochs", type=data.number(int, 1, 100_000), default=20, help="(%(default)s)")
     add("--lr", type=data.number(float, 1e-8, 10), default=2e-4,
         help="Adam's, for both networks (%(default)s)")
+    add("--generator", choices=list(models.GENERATORS), default="maxpool",
+        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
     add("--width", type=data.number(int, 1, 512), default=64,
         help="channels of both networks' first layer (%(default)s)")
     add("--l1", type=data.number(float, 0, 1e6), default=100.0,
@@ -56,7 +58,7 @@ def train(args, run, checkpoint):
 
     torch.manual_seed(args.seed)
     channels = data.CHANNELS[args.color]
-    generator = models.UNet(channels, args.width)
+    generator = models.GENERATORS[args.generator](channels, args.width)
     generator = generator.to(device, memory_format=torch.channels_last)
     discriminator = models.Discriminator(channels, args.width, args.discriminator)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
@@ -113,10 +115,7 @@ def train(args, run, checkpoint):
 @evaluate.one_line_errors
 def main(argv=None):
     args, checkpoint = models.parse_args(build_parser(), "train_gan", argv)
-    if args.discriminator == "image" and args.size < 32:
-        raise models.RunError(
-            f"--discriminator image needs --size 32 or more, not {args.size}: use patch instead"
-        )
+    models.check_discriminator(args)
     with evaluate.Run("train_gan", args, checkpoint) as run:
         train(args, run, checkpoint)
 

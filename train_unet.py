@@ -30,6 +30,8 @@ def build_parser():
     add = parser.add_argument
     add("--epochs", type=data.number(int, 1, 100_000), default=20, help="(%(default)s)")
     add("--lr", type=data.number(float, 1e-8, 10), default=1e-3, help="Adam's (%(default)s)")
+    add("--generator", choices=list(models.GENERATORS), default="maxpool",
+        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
     add("--width", type=data.number(int, 1, 512), default=64,
         help="channels of the U-Net at full resolution (%(default)s)")
     add("--loss", choices=["mse", "l1"], default="mse", help="the pixel loss (%(default)s)")
@@ -46,7 +48,7 @@ def train(args, run, checkpoint):
     run.start(args.epochs, device, batches, validation.images.to(device), dropped)
 
     torch.manual_seed(args.seed)
-    generator = models.UNet(data.CHANNELS[args.color], args.width)
+    generator = models.GENERATORS[args.generator](data.CHANNELS[args.color], args.width)
     generator = generator.to(device, memory_format=torch.channels_last)
     # Fused: one kernel updates all weights, and nothing waits for the device.
     optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, fused=True)

@@ -30,6 +30,13 @@ def lab_by_the_book(rgb):
     return np.stack([116 * f(y) - 16, 500 * (f(x) - f(y)), 200 * (f(y) - f(z))], axis=1)
 
 
+def epochs(main, n):
+    """The flags that make a script train for n epochs, NoGAN in each of its stages."""
+    nogan = main.__module__ == "train_nogan"
+    stages = ["classifier-", "generator-", "critic-", "gan-"] if nogan else [""]
+    return [word for stage in stages for word in (f"--{stage}epochs", str(n))]
+
+
 @pytest.fixture
 def fails(capsys):
     """fails(main, argv) runs a command that must end in one line `error: ...` and status 2."""
@@ -49,14 +56,14 @@ def fails(capsys):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """tiny(main, ...) trains on a few made-up pictures and returns the run folder."""
+    """tiny(main, ...) trains on a few made-up pictures, an epoch a stage; returns the run folder."""
     monkeypatch.setattr(data, "SHAPES_TRAIN", 400)
     monkeypatch.setattr(data, "SHAPES_TEST", 50)
 
     def run(main, *argv, out="run"):
         folder = tmp_path / out
-        flags = "--dataset shapes --limit 60 --batch-size 16 --width 4 --epochs 1".split()
-        main([*flags, "--out", str(folder), *map(str, argv)])
+        flags = "--dataset shapes --limit 60 --batch-size 16 --width 4".split()
+        main([*flags, *epochs(main, 1), "--out", str(folder), *map(str, argv)])
         return folder
 
     return run

@@ -1,3 +1,4 @@
+import colorsys
 import pickle
 import socket
 import zlib
@@ -90,6 +91,56 @@ def test_random_split_is_the_same_on_every_platform():
     assert data.split_random(10, 0.2, seed=1)[1].tolist() != [2, 8]
 
 
+def varied_pictures(n):
+    """Noise of many tints: some of few colours, some gray in part, one gray throughout."""
+    random = np.random.RandomState(7)
+    images = random.randint(256, size=(n, 3, 16, 16)) * random.uniform(0, 1, (n, 3, 1, 1))
+    images[::3, :, :8] = images[::3, :1, :8]
+    images[5] = 90
+    return images.astype(np.uint8)
+
+
+@pytest.mark.parametrize("n", [60, 57, 2])
+def test_hue_split_takes_every_tenth_in_the_order_of_colorsys(n):
+    images = varied_pictures(60)[-n:]
+    hues = [np.mean([colorsys.rgb_to_hsv(*pixel)[0]
+                     for pixel in (image.reshape(3, -1).T / 255.0).tolist()]) for image in images]
+    order = sorted(range(n), key=lambda i: hues[i])
+    training, validation = data.split_by_hue(torch.from_numpy(images), 0.1)
+    assert validation.tolist() == order[::10]
+    assert training.tolist() == [i for position, i in enumerate(order) if position % 10]
+
+
+@pytest.mark.parametrize("n, fraction", [(1000, 0.1), (101, 0.0990100), (3, 0.1), (2, 0.9),
+                                         (50, 0.85)])
+def test_hue_split_is_disjoint_complete_and_of_the_fraction(n, fraction):
+    images = torch.randint(256, (n, 3, 2, 2), dtype=torch.uint8)
+    training, validation = data.split_by_hue(images, fraction)
+    assert len(training) and len(validation) and abs(len(validation) - n * fraction) <= 1
+    assert sorted(torch.cat([training, validation]).tolist()) == list(range(n))
+
+
+def test_hue_split_makes_validation_more_like_training_than_a_random_one_does():
+    images = torch.from_numpy(varied_pictures(1000))
+    hues = data.mean_hue(images).numpy()
+
+    def distance(training, validation):  # of the histograms of mean hues
+        one, two = (np.histogram(hues[side], 20, (0, 1))[0] / len(side)
+                    for side in (training, validation))
+        return np.abs(one - two).sum()
+
+    random = np.mean([distance(*data.split_random(1000, 0.1, seed)) for seed in range(20)])
+    assert distance(*data.split_by_hue(images, 0.1)) < 0.3 * random
+
+
+def test_the_split_flag_chooses_the_split():
+    validation = {split: data.load_training(flags("--dataset", "shapes", "--split", split))[1]
+                  for split in ("random", "hue")}
+    hues = {split: data.mean_hue(pictures.images) for split, pictures in validation.items()}
+    assert torch.equal(hues["hue"], hues["hue"].sort().values)
+    assert not torch.equal(hues["random"], hues["random"].sort().values)
+
+
 def flags(*argv):
     return train_unet.build_parser().parse_args([str(word) for word in argv])
 
@@ -157,6 +208,12 @@ def test_a_flipped_gray_comes_with_its_flipped_target():
             assert is_flipped or torch.equal(picture, original)
             flipped += is_flipped
     assert 16 < flipped < 48
+
+
+def test_labels_come_with_their_pictures():
+    images, labels = numbered_pictures(40), torch.arange(40)
+    for _, target, label in data.Batches(images, "rgb", 16, 0, labels).epoch(1):
+        assert torch.equal(((target[:, 0, 0, 0] + 1) * 127.5).round().long(), label)
 
 
 def test_seed_and_epoch_alone_decide_order_and_flips():

@@ -20,15 +20,33 @@ def test_the_unet_has_the_31_million_parameters_of_the_paper():
         assert parameters(models.UNet(3)) == pytest.approx(31.0e6, rel=0.01)
 
 
+def test_the_strided_unet_has_the_layers_of_the_paper():
+    with torch.device("meta"):
+        unet = models.StridedUNet(2)
+    layers = [module for module in unet.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in layers] == [
+        (64, 4, 1), (128, 4, 2), (256, 4, 2), (512, 4, 2), (512, 4, 2), (2, 1, 1)]
+    layers = [module for module in unet.modules() if isinstance(module, torch.nn.ConvTranspose2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in layers] == [
+        (512, 512, 4, 2), (1024, 256, 4, 2), (512, 128, 4, 2), (256, 64, 4, 2)]
+    assert isinstance(unet.act1[1], torch.nn.ReLU)
+    assert unet.act1[0].num_features == unet.head.in_channels == 128
+
+
+UNETS = list(models.GENERATORS.values())
+
+
+@pytest.mark.parametrize("network", UNETS)
 @pytest.mark.parametrize("size", [(16, 16), (32, 32), (48, 80)])
-def test_the_unet_keeps_the_picture_size_and_stays_within_tanh(size):
-    output = models.UNet(2, width=4)(torch.randn(2, 1, *size) * 100)
+def test_the_unets_keep_the_picture_size_and_stay_within_tanh(network, size):
+    output = network(2, width=4)(torch.randn(2, 1, *size) * 100)
     assert output.shape == (2, 2, *size)
     assert output.abs().max() <= 1
 
 
-def test_every_skip_of_the_unet_reaches_the_output():
-    unet = models.UNet(3, width=4).eval()
+@pytest.mark.parametrize("network", UNETS)
+def test_every_skip_of_the_unets_reaches_the_output(network):
+    unet = network(3, width=4).eval()
     gray = torch.rand(1, 1, 32, 32)
     whole = unet(gray)
     for name in ("enc1", "enc2", "enc3", "enc4", "bottom"):
@@ -59,11 +77,12 @@ def test_a_verdict_sees_the_stated_receptive_field(head, side):
 
 
 def test_networks_return_float32_under_autocast():
-    unet, judge = models.UNet(3, width=4), models.Discriminator(3, width=4)
+    judge, classifier = models.Discriminator(3, width=4), models.Classifier(10, width=4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        painted = unet(torch.rand(2, 1, 32, 32))
-        logits = judge(torch.rand(2, 1, 32, 32), painted)
-    assert painted.dtype == logits.dtype == torch.float32
+        outputs = [network(3, width=4)(torch.rand(2, 1, 32, 32)) for network in UNETS]
+        outputs += [judge(torch.rand(2, 1, 32, 32), outputs[0]), classifier(outputs[0])]
+        outputs += classifier.maps(outputs[0])
+    assert {output.dtype for output in outputs} == {torch.float32}
 
 
 # ------------------------------------------------------------------------------- mixed precision
@@ -120,9 +139,18 @@ def test_a_two_class_softmax_is_the_sigmoid_of_the_logits_difference():
 # ------------------------------------------------------------------------------------ checkpoints
 
 
+@pytest.mark.parametrize("name", models.GENERATORS)
+def test_a_checkpoint_says_which_unet_it_holds(name, tmp_path):
+    generator, path = models.GENERATORS[name](2, width=4).eval(), tmp_path / "last.pt"
+    args = {"width": 4, "generator": name}
+    models.save_checkpoint(path, "train_unet", args, 0, [], generator=generator)
+    gray = torch.rand(1, 1, 32, 32)
+    assert torch.equal(models.load_generator(path)(gray), generator(gray))
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A saved checkpoint and the generator in it."""
+    """A saved checkpoint and the generator in it, of a time when there was only one U-Net."""
     generator = models.UNet(2, width=4)
     args = {"width": 4, "color": "lab"}
     models.save_checkpoint(tmp_path / "last.pt", "train_unet", args, 3, [], generator=generator)

@@ -1,4 +1,4 @@
-"""Both scripts, run in-process on made-up pictures: what they learn, write, resume and refuse."""
+"""The three scripts, run in-process on made-up pictures: what they learn, write, resume and refuse."""
 
 import csv
 import re
@@ -14,25 +14,31 @@ import data
 import evaluate
 import models
 import train_gan
+import train_nogan
 import train_unet
+from conftest import epochs
 
-SCRIPTS = [train_unet, train_gan]
+SCRIPTS = [train_unet, train_gan, train_nogan]
 CIFAR10 = Path(__file__).resolve().parents[1] / "datasets" / "cifar10"
 
 
 def weights(run):
     checkpoint = models.load_checkpoint(run / "last.pt")
-    return {f"{network}.{name}": tensor for network in ("generator", "discriminator")
+    networks = ("generator", "discriminator", "critic", "features")
+    return {f"{network}.{name}": tensor for network in networks
             for name, tensor in checkpoint.get(network, {}).items()}
 
 
-def same_weights(run, other):
-    one, two = weights(run), weights(other)
+def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def log(run):
     return list(csv.DictReader((run / "log.csv").read_text().splitlines()))
+
+
+def log_without_speed(run):
+    return [{**row, "pictures_per_s": None} for row in log(run)]
 
 
 # ------------------------------------------------------------------------------- what a run does
@@ -44,13 +50,18 @@ def log(run):
     (train_gan, ["--discriminator", "patch", "--color", "lab"]),
     (train_gan, ["--discriminator", "image", "--amp", "on"]),
     (train_gan, ["--size", "48", "--l1", "10"]),
+    (train_unet, ["--generator", "strided", "--split", "hue", "--color", "lab"]),
+    (train_gan, ["--generator", "strided", "--split", "hue"]),
+    (train_nogan, ["--generator", "strided", "--split", "hue", "--color", "lab"]),
+    (train_nogan, ["--generator", "maxpool", "--discriminator", "patch", "--amp", "on"]),
+    (train_nogan, ["--size", "48", "--split", "random", "--discriminator", "image"]),
 ])
 def test_every_option_runs(script, flags, tiny, tmp_path):
     run = tiny(script.main, *flags)
     evaluate.main(["--ckpt", str(run / "last.pt"), "--figure", str(tmp_path / "f.png")])
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [train_unet, train_gan])
 def test_a_run_prints_and_writes_what_the_readme_says(script, tiny, capsys):
     run = tiny(script.main, "--epochs", 2)
     first, *epochs = capsys.readouterr().out.splitlines()
@@ -109,15 +120,15 @@ def test_the_loop_does_not_wait_for_the_device_at_each_step(script, tiny, monkey
         tiny(script.main, "--limit", limit, "--batch-size", 2, "--width", 1, "--overwrite")
         return len(waits)
 
-    few, many = waits_in(20), waits_in(220)  # 9 and 99 steps
-    assert many - few <= 1  # one more look at the losses, at step 50
+    few, many = waits_in(20), waits_in(220)  # 9 and 99 steps an epoch
+    assert many - few <= len(epochs(script.main, 1)) / 2  # one more look at the losses, at step 50
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_seed_gives_the_same_weights_and_another_seed_others(script, tiny):
     one, two = tiny(script.main, out="a"), tiny(script.main, out="b")
-    assert same_weights(one, two)
-    assert not same_weights(one, tiny(script.main, "--seed", 1, out="c"))
+    assert same(weights(one), weights(two))
+    assert not same(weights(one), weights(tiny(script.main, "--seed", 1, out="c")))
 
 
 def test_the_discriminator_never_sees_real_and_generated_pictures_in_one_batch(tiny, monkeypatch):
@@ -223,6 +234,9 @@ def test_real_pictures_train(tmp_path):
 # ---------------------------------------------------------------------- interrupted and resumed
 
 
+UNINTERRUPTED = {}  # by script: weights and log of two epochs a stage, made once
+
+
 def interrupt_at(epoch, monkeypatch, error):
     """Raise `error` in the middle of an epoch."""
     step = evaluate.Run.step
@@ -235,43 +249,43 @@ def interrupt_at(epoch, monkeypatch, error):
     monkeypatch.setattr(evaluate.Run, "step", stop)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(script, tiny, monkeypatch, capsys):
-    whole = tiny(script.main, "--epochs", 3, out="whole")
+@pytest.mark.parametrize("script, at", [
+    *[(script, at) for script in (train_unet, train_gan) for at in (1, 2)],
+    *[(train_nogan, at) for at in range(1, 9)],
+])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    script, at, tiny, monkeypatch, capsys
+):
+    if script not in UNINTERRUPTED:
+        run = tiny(script.main, *epochs(script.main, 2), out="whole")
+        UNINTERRUPTED[script] = weights(run), log_without_speed(run)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        interrupt_at(3, patch, KeyboardInterrupt())
-        tiny(script.main, "--epochs", 3, out="cut")
+        interrupt_at(at, patch, KeyboardInterrupt())
+        tiny(script.main, *epochs(script.main, 2), out="cut")
     assert ended.value.code == 130
-    cut = whole.parent / "cut"
-    assert f"python {script.__name__}.py --resume {cut / 'last.pt'}" in capsys.readouterr().err
-    assert models.load_checkpoint(cut / "last.pt")["epoch"] == 2
+    error = capsys.readouterr().err
+    cut = Path(re.search(r"--resume (.*)/last.pt", error)[1])
+    assert f"python {script.__name__}.py --resume {cut / 'last.pt'}" in error
+    assert models.load_checkpoint(cut / "last.pt")["epoch"] == at - 1
 
     with open(cut / "log.csv", "a") as file:
         file.write("a row that a crash left behind\n")
     script.main(["--resume", str(cut / "last.pt")])
-    assert "after epoch 2" in capsys.readouterr().out.splitlines()[0]
-    assert same_weights(whole, cut)
-    without_speed = [[{**row, "pictures_per_s": 0} for row in log(run)] for run in (whole, cut)]
-    assert without_speed[0] == without_speed[1]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_run_can_be_resumed_before_its_first_epoch_is_over(script, tiny, monkeypatch):
-    whole = tiny(script.main, out="whole")
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        interrupt_at(1, patch, KeyboardInterrupt())
-        tiny(script.main, out="cut")
-    script.main(["--resume", str(whole.parent / "cut" / "last.pt")])
-    assert same_weights(whole, whole.parent / "cut")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert (f"after epoch {at - 1}" in first) == (at > 1)
+    whole_weights, whole_log = UNINTERRUPTED[script]
+    assert same(weights(cut), whole_weights)
+    assert log_without_speed(cut) == whole_log
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_float32_run_can_be_resumed_in_float16(script, tiny, monkeypatch):
     run = tiny(script.main)
     monkeypatch.setattr(models, "amp_dtype", lambda device, amp: torch.float16)
-    script.main(["--resume", str(run / "last.pt"), "--epochs", "2", "--amp", "on"])
+    last_stage = epochs(script.main, 2)[-2:]
+    script.main(["--resume", str(run / "last.pt"), *last_stage, "--amp", "on"])
     checkpoint = models.load_checkpoint(run / "last.pt")
-    assert checkpoint["epoch"] == 2 and checkpoint["scaler"]["scale"] > 0
+    assert checkpoint["epoch"] in (2, 5) and checkpoint["scaler"]["scale"] > 0
 
 
 def test_resuming_a_moved_run_does_not_replace_the_one_in_its_old_place(tiny, fails):
