@@ -9,10 +9,14 @@ colours together and tells painted ones from real ones y. Each step updates both
 D learns what a pixel loss cannot say, that a brownish gray is a colour few things have; L1 keeps G
 near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits. s = 0.9 is
 one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is the plain objective.
+With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D that ends in a
+softmax of two classes, as some write it, is the same thing: its loss is that of one logit, the
+difference of the two.
 Papers: Radford et al., "DCGAN", 2015, arXiv:1511.06434; Isola et al., "pix2pix", 2017,
 arXiv:1611.07004.
 
     python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded
+    python train_gan.py --color lab --discriminator patch --out runs/gan-lab
     python train_gan.py --dataset shapes --width 16 --out runs/gan-shapes    # made-up pictures
 """
 

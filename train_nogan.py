@@ -1,6 +1,6 @@
-"""NoGAN: nearly all the good of a GAN, with hardly any GAN training.
+"""NoGAN: a feature loss, then the critic alone, then a short GAN.
 
-A GAN's generator G and critic D (train_gan.py) start from nothing and disturb each other for long.
+A GAN's generator G and critic D (train_gan.py) learn from each other before either knows anything.
 Here each first learns alone what it can learn alone:
 
     (0) a small classifier of the training pictures' labels, for its feature maps phi_i
@@ -11,12 +11,12 @@ Here each first learns alone what it can learn alone:
     (3) both together, briefly: D minimizes (2), G minimizes -E[ log D(x, G(x)) ] + c F(G)
 
 x is the gray picture, y its colours, |.| a mean, s = 0.9 one-sided label smoothing and c
---feature-weight. F compares what a network sees in both pictures, where a pixel loss only compares
-bytes (Johnson et al., "Perceptual Losses", 2016, arXiv:1603.08155). With --features vgg16_bn, phi
-is torchvision's network for ImageNet and (0) is left out. NoGAN is Antic's, in DeOldify, 2019
-(github.com/jantic/DeOldify), whose loss.py has the same F.
+--feature-weight, large: (3) is to add colour and keep the rest. F compares what a network sees in
+both pictures, beside their bytes (Johnson et al., "Perceptual Losses", 2016, arXiv:1603.08155).
+With --features vgg16_bn, phi is torchvision's network for ImageNet, with the layers and weights w_i
+of DeOldify, and (0) is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify.
 
-    python train_nogan.py --generator-epochs 15 --gan-epochs 3               # CIFAR-10, downloaded
+    python train_nogan.py --generator-epochs 15 --gan-epochs 3                 # CIFAR-10, downloaded
     python train_nogan.py --dataset shapes --width 16 --out runs/nogan-shapes  # made-up pictures
 """
 

@@ -7,9 +7,12 @@ A U-Net G looks at the gray picture x and paints the colours y, by minimizing
 over pixels. Where x does not tell the colour, the squared error is least at the mean of all colours
 it could be, and the mean of many colours is a brownish gray: the sepia effect. Such pictures are
 faithful on average and pale; train_gan.py is an answer to that.
-Network: Ronneberger et al., "U-Net", 2015, arXiv:1505.04597.
+Networks: Ronneberger et al., "U-Net", 2015, arXiv:1505.04597; with --generator strided the U-Net of
+Nazeri et al., "Image Colorization using GANs", 2018, arXiv:1803.05400, which they feed L* (--color
+lab) to get a* and b*.
 
     python train_unet.py --epochs 20                                         # CIFAR-10, downloaded
+    python train_unet.py --color lab --generator strided --out runs/strided-lab
     python train_unet.py --dataset shapes --width 16 --out runs/unet-shapes  # made-up pictures
 """
 
