@@ -274,14 +274,19 @@ def _image_paths(folder):
             f"there is no folder {folder}: --dataset folder reads DIR/train/ (and DIR/test/) of "
             "the DIR in --data-dir"
         )
-    readable = {suffix for suffix, kind in Image.registered_extensions().items()
-                if kind in Image.OPEN}
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+    paths = picture_paths(folder)
     if not paths:
         raise DataError(
             f"there are no pictures in {folder}: put some there, in class folders or flat"
         )
     return paths
+
+
+def picture_paths(folder):
+    """The files below a folder that have a picture's suffix, sorted."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items()
+                if kind in Image.OPEN}
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
 
 
 def _class_labels(root, paths):
@@ -433,11 +438,32 @@ def lab_to_rgb(lab):
 
     float (N, 3, H, W) -> float32 (N, 3, H, W). Gradients are finite everywhere.
     """
+    return _encode(_linear_rgb(lab))
+
+
+def lab_to_rgb_of_its_lightness(lab):
+    """As `lab_to_rgb`, but colours outside the gamut lose chroma, never lightness.
+
+    In linear RGB a colour and the gray of its luminance Y lie on a line; along it Y is constant, and
+    so is L*. A colour outside moves towards the gray as far as it must.
+    """
+    linear = _linear_rgb(lab)
+    y = _mix(linear, XYZ_FROM_RGB[1:2]).clamp(0, 1)
+    away = linear - y
+    room = torch.where(away > 0, 1 - y, y) / away.abs().clamp(min=1e-9)
+    return _encode(y + away * room.amin(dim=1, keepdim=True).clamp(max=1))
+
+
+def _linear_rgb(lab):
     lightness, a, b = lab.float().unbind(1)
     fy = (lightness + 16) / 116
     f = torch.stack([fy + a / 500, fy, fy - b / 200], dim=1)
     t = torch.where(f > DELTA, f**3, 3 * DELTA**2 * (f - 4 / 29))
-    linear = _mix(t, RGB_FROM_XYZ * WHITE).clamp(0, 1)
+    return _mix(t, RGB_FROM_XYZ * WHITE)
+
+
+def _encode(linear):
+    linear = linear.clamp(0, 1)
     power = 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(linear <= 0.0031308, 12.92 * linear, power)
 

@@ -1,7 +1,9 @@
 """Metrics and the comparison figure; training scripts validate, draw and log with the same code.
 
     python evaluate.py --ckpt runs/unet/last.pt runs/gan/last.pt
+    python evaluate.py --ckpt runs/gan/last.pt --images photos --out-dir colorized
 
+The second colorizes one's own photos, files or folders of them, at full resolution. The first
 measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour at all,
 the baseline), and draws gray | each model | truth: random pictures first, then the last model's
 best and worst. `--json FILE` saves the rows.
@@ -16,6 +18,7 @@ import argparse
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import sys
@@ -33,6 +36,7 @@ import models
 READ_EVERY = 50  # steps between two looks at the losses: each look waits for the device
 TIMED_STEPS = 3  # after the first, on a CPU, to tell how long the run will take
 FIGURE_RANDOM, FIGURE_EXTREME = 8, 3  # rows: random ones; best and worst ones, each
+BAND_PIXELS = 2**16  # of a photo that are in colour conversion at once: they fit the cache
 
 
 # ---------------------------------------------------------------------------------------- metrics
@@ -375,8 +379,8 @@ def one_line_errors(main):
             return main(argv)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-        except torch.OutOfMemoryError:
-            message = "GPU memory is exhausted: train with a lower --batch-size or --width"
+        except (torch.OutOfMemoryError, MemoryError):
+            message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"
         except (data.DataError, models.RunError) as error:
             message = error
         except OSError as error:
@@ -385,6 +389,94 @@ def one_line_errors(main):
         raise SystemExit(2)
 
     return wrapped
+
+
+# ------------------------------------------------------------------------------------ own photos
+
+
+@torch.inference_mode()
+def colorize_photo(generator, color, photo, render_size):
+    """A PIL RGB picture of any size in the generator's colours and its own lightness.
+
+    The generator sees it squeezed to `render_size` squared, as DeOldify does; its a*b* are stretched
+    back smoothly and laid under the picture's own L*.
+    """
+    device = next(generator.parameters()).device
+    small = photo.resize((render_size, render_size), Image.Resampling.LANCZOS, reducing_gap=3)
+    small = torch.from_numpy(np.array(small)).to(device).permute(2, 0, 1)[None]
+    gray, _ = data.to_gray_and_target(small, color)
+    chroma = data.rgb_to_lab(data.to_rgb(gray, generator(gray), color))[:, 1:]
+    stretch = functools.partial(F.interpolate, mode="bicubic", antialias=True)
+    chroma = stretch(chroma, (photo.height, render_size))  # downwards; sideways in bands, below
+    pixels = np.array(photo)
+    band = max(1, BAND_PIXELS // photo.width)  # memory is for a band, not for the whole photo
+    for top in range(0, photo.height, band):
+        rows = torch.from_numpy(pixels[top : top + band]).to(device).permute(2, 0, 1)[None]
+        ab = stretch(chroma[:, :, top : top + band], rows.shape[2:])
+        lightness = data.rgb_to_lab(rows / 255)[:, :1]
+        rgb = data.lab_to_rgb_of_its_lightness(torch.cat([lightness, ab], dim=1))
+        rgb = (255 * rgb).round().to(torch.uint8)[0].permute(1, 2, 0)
+        pixels[top : top + band] = rgb.cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+def list_photos(inputs, out_dir):
+    """(photo, output) paths: outputs keep the path inside an input folder, with the suffix .png.
+
+    An output whose name is taken keeps its photo's suffix, name.tif.png, and then gets a number.
+    """
+    pairs, taken = [], set()
+    for given in map(Path, inputs):
+        photos = [given]
+        if given.is_dir():  # without what an earlier run has painted into a folder below it
+            painted = out_dir.resolve()
+            photos = [p for p in data.picture_paths(given) if painted not in p.resolve().parents]
+        for photo in photos:
+            inside = photo.relative_to(given if given.is_dir() else given.parent)
+            numbers = (f"{photo.suffix}.{n}.png" for n in itertools.count(2))
+            for suffix in itertools.chain([".png", f"{photo.suffix}.png"], numbers):
+                output = out_dir / inside.with_name(inside.stem + suffix)
+                if output not in taken:
+                    break
+            taken.add(output)
+            pairs.append((photo, output))
+    return pairs
+
+
+def colorize_photos(args, generator, checkpoint):
+    """Colorize each photo of --images into --out-dir; name and skip what cannot be done.
+
+    Exits with status 1 when some could not be done. Raises RunError when none could.
+    """
+    trained = checkpoint["args"]
+    render_size = args.render_size or trained["size"]
+    pairs, done = list_photos(args.images, Path(args.out_dir)), 0
+    originals = {photo.resolve() for photo, _ in pairs}
+    for count, (photo, output) in enumerate(pairs, 1):
+        try:
+            if output.resolve() in originals:
+                raise FileExistsError(f"{output} is one of the photos: choose another --out-dir")
+            if output.exists() and not args.overwrite:
+                raise FileExistsError(f"{output} exists: replace it with --overwrite")
+            picture = data.read_picture(photo)
+        except Exception as error:  # what a damaged file can raise is without end
+            print(f"skipped {photo}: {_one_line(error)}", file=sys.stderr)
+            continue
+        picture = colorize_photo(generator, trained["color"], picture, render_size)
+        with models.replacing(output) as file:
+            picture.save(file, "PNG", compress_level=1)  # a third of the time of the default
+        done += 1
+        print(f"{count}/{len(pairs)} {photo} -> {output}", flush=True)
+    if not done:
+        raise models.RunError(f"no picture was colorized of the {len(pairs)} in --images: "
+                              "give readable picture files, or folders of them")
+    if done < len(pairs):
+        print(f"{len(pairs) - done} of {len(pairs)} pictures were skipped", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _one_line(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -403,6 +495,11 @@ def build_parser():
     add("--size", type=data.picture_size, help="default: the checkpoint's")
     add("--seed", type=data.number(int, 0, 2**32 - 1), default=0, help="of the pictures shown")
     add("--device", default="auto", help="auto is cuda, else mps, else cpu")
+    add("--images", nargs="+", metavar="PHOTO", help="colorize these files and folders instead")
+    add("--out-dir", default="colorized", metavar="DIR", help="into this folder (%(default)s)")
+    add("--render-size", type=data.picture_size,
+        help="side of the square that the network sees of a photo; default: its training size")
+    add("--overwrite", action="store_true", help="replace photos that are in --out-dir already")
     return parser
 
 
@@ -429,6 +526,12 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     device = models.choose_device(args.device)
     checkpoints = [models.load_checkpoint(path) for path in args.ckpt]
+    if args.images and len(args.ckpt) > 1:
+        raise models.RunError(f"--images takes one --ckpt, not {len(args.ckpt)}: name the one")
+    if args.images:
+        generator = models.build_generator(checkpoints[0])
+        generator = generator.to(device, memory_format=torch.channels_last)
+        return colorize_photos(args, generator, checkpoints[0])
     images = load_test_pictures(args, checkpoints)
 
     generators = [("gray", None, "rgb")]

@@ -223,14 +223,3 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, fail
     line = fails(evaluate.main, ["--ckpt", run / "last.pt", "--figure", figure])
     assert f"cannot write {figure}" in line and "No space left" in line
     assert figure.read_bytes() == b"the old one" and not (tmp_path / "f.png.new").exists()
-
-
-def test_mistakes_end_in_one_line(tiny, tmp_path, fails):
-    assert "no checkpoint" in fails(evaluate.main, ["--ckpt", tmp_path / "none.pt"])
-    run = tiny(train_unet.main)
-    command = ["--ckpt", run / "last.pt", "--figure", tmp_path / "f.png"]
-    folder = ["--dataset", "folder", "--data-dir", "nowhere"]
-    assert "no folder" in fails(evaluate.main, [*command, *folder])
-    (tmp_path / "file").write_text("")
-    fails(evaluate.main, [*command[:2], "--figure", tmp_path / "file" / "f.png"])
-    fails(evaluate.main, [*command, "--json", tmp_path / "file" / "rows.json"])

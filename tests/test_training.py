@@ -358,39 +358,6 @@ def test_a_folder_that_holds_a_run_is_not_touched_without_overwrite(tiny, fails)
 # --------------------------------------------------------------------------------- flags
 
 
-@pytest.mark.parametrize("argv", [
-    "--epochs 0", "--epochs -1", "--epochs 1.5", "--lr 0", "--lr nan", "--lr 1e9", "--width 0",
-    "--batch-size 1", "--limit 0", "--seed -1", "--val-fraction 0", "--val-fraction 1", "--size 0",
-    "--size 40", "--l1 -1", "--l1 inf", "--color hsv", "--loss mse",
-])
-def test_a_malformed_flag_keeps_argparses_own_error(argv, capsys):
-    with pytest.raises(SystemExit) as ended:
-        train_gan.main(argv.split())
-    assert ended.value.code == 2
-    assert "usage:" in capsys.readouterr().err
-
-
-def test_other_mistakes_end_in_one_line(tmp_path, fails):
-    shapes = ["--dataset", "shapes", "--limit", 20, "--width", 2, "--out"]
-    (tmp_path / "file").write_text("")
-    assert "another place" in fails(train_unet.main, [*shapes, tmp_path / "file" / "run"])
-    assert "--device nonsense" in fails(
-        train_unet.main, [*shapes, tmp_path / "run", "--device", "nonsense"])
-    assert "use patch" in fails(train_gan.main, [*shapes, tmp_path / "run", "--size", 16])
-    assert "32x32" in fails(train_unet.main, ["--size", 48, "--out", tmp_path / "run"])
-    if not torch.cuda.is_available():
-        assert "--device cuda" in fails(
-            train_unet.main, [*shapes, tmp_path / "run", "--device", "cuda"])
-
-
-def test_exhausted_gpu_memory_says_what_to_lower(tiny, fails, monkeypatch):
-    def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(models.UNet, "forward", full)
-    assert "--batch-size" in fails(lambda argv: tiny(train_unet.main), [])
-
-
 def test_every_command_of_the_readme_and_the_docstrings_parses():
     root = Path(train_unet.__file__).parent
     commands = []
