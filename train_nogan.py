@@ -52,7 +52,7 @@ def build_parser():
         help="Adam's, in (2) and (3), for both networks (%(default)s)")
     add("--features", choices=["classifier", "vgg16_bn"], default="classifier",
         help="phi: trained here on the pictures' labels, or ImageNet's, downloaded (%(default)s)")
-    add("--feature-weight", type=data.number(float, 0, 1e6), default=200.0,
+    add("--feature-weight", type=data.number(float, 0, 1e6), default=300.0,
         help="weight of the feature loss against the adversarial loss in (3) (%(default)s)")
     add("--generator", choices=list(models.GENERATORS), default="maxpool",
         help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
