@@ -14,11 +14,12 @@ means the same pictures on every platform and in every version.
 import argparse
 import contextlib
 import http.client
-import math
+import os
 import shutil
 import socket
 import sys
 import tarfile
+import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
 SHAPES_TRAIN, SHAPES_TEST = 5000, 1000  # enough to learn from, made in about a second
 SHAPES_TRAIN_SEED, SHAPES_TEST_SEED = 1, 2  # fixed, as CIFAR-10 is: --seed changes neither
 DOWNLOAD_TIMEOUT = 10  # seconds without an answer are a no; torchvision would wait forever
+NO_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # formats that Pillow knows and does not decode
 DOWNLOAD_ERRORS = (
     OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error
 )
@@ -164,9 +166,9 @@ def split_by_hue(images, fraction):
     """
     order = torch.argsort(mean_hue(images), stable=True)
     n = len(images)
-    held_out = min(math.ceil(n * fraction), max(n - 1, 0))
+    positions = np.floor(np.arange(n * fraction) / fraction).astype(np.int64)
     chosen = torch.zeros(n, dtype=torch.bool)
-    chosen[[math.floor(i / fraction) for i in range(held_out)]] = True
+    chosen[positions[positions < n][: max(n - 1, 0)]] = True
     return order[~chosen], order[chosen]
 
 
@@ -240,7 +242,7 @@ def _load_folder(root, size, train, limit, seed):
     else:
         # By a hash of the name, not by position: more pictures leave the old ones on their sides.
         paths = _image_paths(root / "train")
-        hashes = [zlib.crc32(path.name.encode()) for path in paths]
+        hashes = [zlib.crc32(os.fsencode(path.name)) for path in paths]
         held_out = [value % 10 == 0 for value in hashes]
         if not any(held_out):
             held_out[hashes.index(min(hashes))] = True
@@ -285,8 +287,9 @@ def _image_paths(folder):
 def picture_paths(folder):
     """The files below a folder that have a picture's suffix, sorted."""
     readable = {suffix for suffix, kind in Image.registered_extensions().items()
-                if kind in Image.OPEN}
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+                if kind in Image.OPEN and kind not in NO_PICTURES}
+    return sorted(path for path in folder.rglob("*")
+                  if path.suffix.lower() in readable and path.is_file())
 
 
 def _class_labels(root, paths):
@@ -299,11 +302,24 @@ def _class_labels(root, paths):
 
 
 def read_picture(path):
-    """A picture file of any mode as an upright RGB PIL image; 16-bit values are scaled to 8."""
-    with Image.open(path) as image:
+    """A picture file of any mode as an upright RGB PIL image.
+
+    16-bit values are scaled to 8, transparency is laid over white. Pillow's warnings are not
+    printed. Raises what Pillow raises, and DataError where the range of values is unknown.
+    """
+    with warnings.catch_warnings(), Image.open(path) as image:
+        warnings.simplefilter("ignore")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip at 255
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+            pixels = np.asarray(image)
+            if pixels.min() < 0 or pixels.max() > 65535:
+                raise DataError("its values are not of 8 or 16 bits")
+            image = Image.fromarray((pixels / 257).astype(np.uint8))
+        if image.mode == "F":
+            raise DataError("its values are not of 8 or 16 bits")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         return image.convert("RGB")
 
 

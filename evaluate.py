@@ -21,6 +21,7 @@ import io
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -245,8 +246,8 @@ class Run:
 
     def start(self, epochs, device, batches, validation, dropped):
         """Print what the run runs on."""
-        self.epochs, self.device, self.batches = epochs, device, batches
-        self.validation = validation
+        self.epochs, self.until = epochs, epochs  # in all; the last one of the stage
+        self.device, self.batches, self.validation = device, batches, validation
         args, count = self.args, len(batches.images)
         dtype = models.amp_dtype(device, args.amp) or torch.float32
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -270,13 +271,13 @@ class Run:
         first, self.planned = self.planned + 1, self.planned + epochs
         to_do = range(max(first, self.done + 1), self.planned + 1)
         if to_do:
-            self.stage = name
+            self.stage, self.until = name, self.planned
             print(f"{name}, epochs {first} to {self.planned}: {what}", flush=True)
             self._start_clock()
         return first, to_do
 
     def _start_clock(self):
-        self.started, self.steps = time.perf_counter(), 0  # steps of this process, of one kind
+        self.started, self.steps = time.perf_counter(), 0  # steps of this process and stage
 
     def begin_epoch(self, epoch):
         self.epoch, self.total, self.epoch_steps = epoch, 0, 0
@@ -309,12 +310,12 @@ class Run:
             )
 
     def _warn_if_slow(self):
-        steps_left = (self.epochs - self.epoch + 1) * len(self.batches) - self.epoch_steps
+        steps_left = (self.until - self.epoch + 1) * len(self.batches) - self.epoch_steps
         seconds = (time.perf_counter() - self.after_first_step) / TIMED_STEPS * steps_left
         if seconds > 3600:
             half = models.amp_dtype(self.device, self.args.amp) is not None
             faster = ["--width 32"] * (self.args.width > 32) + ["--amp on"] * (not half)
-            print(f"this will take about {seconds / 3600:.1f} hours on the CPU: "
+            print(f"{self.stage or 'this'} will take about {seconds / 3600:.1f} hours on the CPU: "
                   f"{' '.join(faster) or '--limit'} takes less", flush=True)
 
     def end_epoch(self, generator=None, **metrics):
@@ -333,12 +334,12 @@ class Run:
         self.history.append({"epoch": self.epoch, **stage, **self.losses, **metrics,
                              "pictures_per_s": rate})
         epochs_done = self.steps / len(self.batches)
-        left = (time.perf_counter() - self.started) / epochs_done * (self.epochs - self.epoch)
+        left = (time.perf_counter() - self.started) / epochs_done * (self.until - self.epoch)
         start = "\r\x1b[K" if sys.stdout.isatty() else ""
         minutes, seconds = divmod(round(left), 60)
         print(f"{start}epoch {self.epoch}/{self.epochs}  {_numbers(self.losses)}  validation "
-              f"{_numbers(shown)}  {rate:,.0f} pictures/s  {minutes}m{seconds:02d}s left",
-              flush=True)
+              f"{_numbers(shown)}  {rate:,.0f} pictures/s  {minutes}m{seconds:02d}s left"
+              + " in this stage" * bool(self.stage), flush=True)
         if generator:  # of evenly spaced pictures, because --split hue has sorted them
             pictures = self.validation[:: max(1, len(self.validation) // FIGURE_RANDOM)]
             grid = draw_comparison(
@@ -375,12 +376,16 @@ def one_line_errors(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any letters
         try:
             return main(argv)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-        except (torch.OutOfMemoryError, MemoryError):
-            message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"
+        except (RuntimeError, MemoryError) as error:
+            exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not exhausted and "allocate memory" not in str(error):  # torch's words on a CPU
+                raise
+            message = "memory is exhausted: lower --batch-size, --width or --size"
         except (data.DataError, models.RunError) as error:
             message = error
         except OSError as error:
@@ -429,8 +434,9 @@ def list_photos(inputs, out_dir):
     for given in map(Path, inputs):
         photos = [given]
         if given.is_dir():  # without what an earlier run has painted into a folder below it
-            painted = out_dir.resolve()
-            photos = [p for p in data.picture_paths(given) if painted not in p.resolve().parents]
+            photos = data.picture_paths(given)
+            if _real(given) in _real(out_dir).parents:
+                photos = [photo for photo in photos if _real(out_dir) not in _real(photo).parents]
         for photo in photos:
             inside = photo.relative_to(given if given.is_dir() else given.parent)
             numbers = (f"{photo.suffix}.{n}.png" for n in itertools.count(2))
@@ -451,20 +457,20 @@ def colorize_photos(args, generator, checkpoint):
     trained = checkpoint["args"]
     render_size = args.render_size or trained["size"]
     pairs, done = list_photos(args.images, Path(args.out_dir)), 0
-    originals = {photo.resolve() for photo, _ in pairs}
+    originals = {_real(photo) for photo, _ in pairs}
     for count, (photo, output) in enumerate(pairs, 1):
         try:
-            if output.resolve() in originals:
+            if _real(output) in originals:
                 raise FileExistsError(f"{output} is one of the photos: choose another --out-dir")
             if output.exists() and not args.overwrite:
                 raise FileExistsError(f"{output} exists: replace it with --overwrite")
             picture = data.read_picture(photo)
+            picture = colorize_photo(generator, trained["color"], picture, render_size)
+            with models.replacing(output) as file:
+                picture.save(file, "PNG", compress_level=1)  # a third of the time of the default
         except Exception as error:  # what a damaged file can raise is without end
-            print(f"skipped {photo}: {_one_line(error)}", file=sys.stderr)
+            print(f"skipped {photo}: {models.first_line(error)}", file=sys.stderr)
             continue
-        picture = colorize_photo(generator, trained["color"], picture, render_size)
-        with models.replacing(output) as file:
-            picture.save(file, "PNG", compress_level=1)  # a third of the time of the default
         done += 1
         print(f"{count}/{len(pairs)} {photo} -> {output}", flush=True)
     if not done:
@@ -475,8 +481,8 @@ def colorize_photos(args, generator, checkpoint):
         raise SystemExit(1)
 
 
-def _one_line(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _real(path):
+    return Path(os.path.realpath(path))  # Path.resolve() raises at a link to itself
 
 
 # ------------------------------------------------------------------------------------------- main

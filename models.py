@@ -21,12 +21,19 @@ import torchvision
 from torch import nn
 
 CHECKPOINT_FORMAT = 1
-CHECKPOINT_KEYS = {"script", "args", "epoch", "history", "generator"}  # what every script saves
+CHECKPOINT_KEYS = {  # what every script saves
+    "script": str, "args": dict, "epoch": int, "history": list, "generator": dict
+}
 MAY_CHANGE = {"device", "amp", "data_dir", "out"}  # on --resume: where it runs, not what is learned
 
 
 class RunError(Exception):
     """A mistake about a run or its checkpoint that the user can mend; the message is one line."""
+
+
+def first_line(error):
+    """What an exception says, without what follows in further lines."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -212,10 +219,12 @@ class VGG16(nn.Module):
         with torch.device("meta"):  # no memory, no time for what will be loaded or left out
             layers = torchvision.models.vgg16_bn().features[: self.map_layers[-1] + 1]
         self.layers = layers.to_empty(device="cpu")
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet's
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
 
     def maps(self, rgb):
-        mean, std = rgb.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet's
-        x, maps = (rgb - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1), []
+        x, maps = (rgb - self.mean) / self.std, []
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i in self.map_layers:
@@ -226,14 +235,14 @@ class VGG16(nn.Module):
         """Load torchvision's ImageNet weights, cached or downloaded. Raises RunError."""
         weights = torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1
         try:
-            state = weights.get_state_dict(check_hash=True)
+            state = weights.get_state_dict(check_hash=True, weights_only=True)
             state = {name.removeprefix("features."): value for name, value in state.items()}
             self.layers.load_state_dict({name: state[name] for name in self.layers.state_dict()})
         except Exception as error:  # what a damaged file can raise is without end
             file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise RunError(
                 f"the weights of vgg16_bn are not whole at {file} and could not be downloaded "
-                f"({error}): put {weights.url} there, or use --features classifier"
+                f"({first_line(error)}): put {weights.url} there, or use --features classifier"
             ) from error
 
 
@@ -264,8 +273,9 @@ def choose_device(name):
     try:
         device = torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"--device {name} cannot be used: use --device auto or cpu ({reason})")
+        raise RunError(
+            f"--device {name} cannot be used: use --device auto or cpu ({first_line(error)})"
+        )
     if device.type not in ("cuda", "mps", "cpu"):
         raise RunError(f"--device {name} is not for training: use --device auto or cpu")
     return device
@@ -349,27 +359,31 @@ def load_checkpoint(path):
             raise zipfile.BadZipFile(f"{damaged} fails its CRC")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged archive can raise is without end
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
-            f"{path} is damaged or no checkpoint ({reason}): use another, or train again"
+            f"{path} is damaged or no checkpoint ({first_line(error)}): use another, or train again"
         ) from error
     version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if isinstance(version, int) and version > CHECKPOINT_FORMAT:
         raise RunError(f"{path} has format {version}, above {CHECKPOINT_FORMAT}: update the code")
-    if version != CHECKPOINT_FORMAT or not CHECKPOINT_KEYS <= checkpoint.keys():
+    if version != CHECKPOINT_FORMAT or not all(
+        isinstance(checkpoint.get(key), kind) for key, kind in CHECKPOINT_KEYS.items()
+    ):
         raise RunError(f"{path} was not written by these scripts: give the last.pt of a run folder")
     return checkpoint
 
 
 def build_generator(checkpoint):
-    """The trained generator of a loaded checkpoint, in eval mode on the CPU.
-
-    Raises RuntimeError, as load_state_dict does, where its weights are not those of its arguments.
-    """
+    """The trained generator of a loaded checkpoint, in eval mode on the CPU. Raises RunError."""
     weights, args = checkpoint["generator"], checkpoint["args"]
-    network = GENERATORS[args.get("generator", "maxpool")]
-    generator = network(weights["head.weight"].shape[0], args["width"])
-    generator.load_state_dict(weights)
+    try:
+        network = GENERATORS[args.get("generator", "maxpool")]
+        generator = network(weights["head.weight"].shape[0], args["width"])
+        generator.load_state_dict(weights)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(
+            f"the checkpoint's weights are not those of its flags ({first_line(error)}): "
+            "use another, or train again"
+        ) from error
     return generator.eval()
 
 
@@ -378,11 +392,12 @@ def load_generator(path, device="cpu"):
     return build_generator(load_checkpoint(path)).to(device)
 
 
-def parse_args(parser, script, argv):
+def parse_args(parser, script, argv, stages=()):
     """Parse the command line; with --resume, take every flag that is not given from the checkpoint.
 
     Returns (args, checkpoint or None). Raises RunError where a given flag contradicts the
-    checkpoint: only the machine, the folders and a higher number of epochs may change.
+    checkpoint: only the machine, the folders and a higher number of epochs may change, but not
+    those of one of the `stages` that the run is past.
     """
     args = parser.parse_args(argv)
     if args.resume is None:
@@ -390,18 +405,19 @@ def parse_args(parser, script, argv):
     checkpoint = load_checkpoint(args.resume)
     if checkpoint["script"] != script:
         raise RunError(f"{args.resume} is a run of {checkpoint['script']}.py: resume it with that")
-    saved = checkpoint["args"]
+    saved, stage = checkpoint["args"], checkpoint.get("stage")
+    past = {f"{name}_epochs" for name in stages[: stages.index(stage) if stage in stages else 0]}
     args = parser.parse_args(argv, argparse.Namespace(**saved))
     for name, before in saved.items():
         given, flag = getattr(args, name), "--" + name.replace("_", "-")
         if given == before or name in MAY_CHANGE:
             continue
-        if not (name.endswith("epochs") and given > before):
+        if not (name.endswith("epochs") and name not in past and given > before):
             raise RunError(
                 f"{flag} {given} contradicts {args.resume}, which has {before}: "
                 f"leave {flag} out, or start a new run"
             )
-        print(f"{flag} raised from {before} to {given}: the learning rate is rescheduled",
+        print(f"{flag} raised from {before} to {given}: its learning rate is rescheduled",
               file=sys.stderr)
     return args, checkpoint
 
@@ -415,7 +431,13 @@ def check_discriminator(args):
 
 
 def restore(checkpoint, **objects):
-    """Load the saved state of networks, optimizers and scalers back into them."""
-    for name, value in objects.items():
-        if checkpoint[name]:  # a GradScaler that was off saved nothing, and --amp may change
-            value.load_state_dict(checkpoint[name])
+    """Load the saved state of networks, optimizers and scalers back into them. Raises RunError."""
+    try:
+        for name, value in objects.items():
+            if checkpoint[name]:  # a GradScaler that was off saved nothing, and --amp may change
+                value.load_state_dict(checkpoint[name])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(
+            f"the checkpoint's {name} does not fit these flags and pictures ({first_line(error)}): "
+            "resume with those of its run"
+        ) from error

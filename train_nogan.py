@@ -94,10 +94,11 @@ def classifier_accuracy(classifier, images, labels):
     return (torch.cat(guesses) == labels).float().mean().item()
 
 
-def paint(generator, images, args):
+def paint(generator, images, args, autocast):
     """Batches of uint8 images (N, 3, H, W) in the generator's colours; leaves it in eval mode."""
-    outputs = evaluate.colorize(generator, images, args.color)
-    painted = torch.cat([(255 * output).round().to(torch.uint8) for output, _ in outputs])
+    with autocast:
+        outputs = evaluate.colorize(generator, images, args.color)
+        painted = torch.cat([(255 * output).round().to(torch.uint8) for output, _ in outputs])
     return data.Batches(painted, args.color, args.batch_size, args.seed)
 
 
@@ -120,10 +121,10 @@ def train(args, run, checkpoint):
     autocast, scaler = models.mixed_precision(device, args.amp)
     training, validation, dropped = data.load_training(args)
     by_labels = args.features == "classifier"
-    if by_labels and training.labels is None:
+    if by_labels and (training.labels is None or len(training.labels.unique()) < 2):
         raise models.RunError(
-            f"the pictures in {args.data_dir} have no labels for --features classifier: put them "
-            "in class folders, or use --features vgg16_bn"
+            f"the pictures in {args.data_dir} have no labels to tell apart for --features "
+            "classifier: put them in class folders, or use --features vgg16_bn"
         )
     images, val_images = training.images.to(device), validation.images.to(device)
     batches = data.Batches(images, args.color, args.batch_size, args.seed)
@@ -203,10 +204,10 @@ def train(args, run, checkpoint):
     # (2) The critic alone: real pictures against the frozen generator's.
     first, epochs = run.begin_stage(
         "critic", args.critic_epochs, "the critic alone, on pictures of the frozen generator")
-    if epochs:
-        fakes = paint(generator, images, args)
+    if epochs:  # Painted once, and not anew in each epoch: cheaper from two epochs on.
+        fakes = paint(generator, images, args, autocast)
         val_batches = data.Batches(val_images, args.color, args.batch_size, args.seed)
-        val_fakes = paint(generator, val_images, args)
+        val_fakes = paint(generator, val_images, args, autocast)
     for epoch in epochs:
         run.begin_epoch(epoch)
         for (gray, target), (_, fake) in zip(batches.epoch(epoch), fakes.epoch(epoch)):
@@ -262,15 +263,8 @@ def train(args, run, checkpoint):
 
 @evaluate.one_line_errors
 def main(argv=None):
-    args, checkpoint = models.parse_args(build_parser(), "train_nogan", argv)
+    args, checkpoint = models.parse_args(build_parser(), "train_nogan", argv, STAGES)
     models.check_discriminator(args)
-    if checkpoint and checkpoint.get("stage"):
-        for stage in STAGES[: STAGES.index(checkpoint["stage"])]:
-            name = f"{stage}_epochs"
-            if getattr(args, name) != checkpoint["args"][name]:
-                raise models.RunError(
-                    f"--{stage}-epochs cannot be raised: {args.resume} is past that stage"
-                )
     with evaluate.Run("train_nogan", args, checkpoint) as run:
         train(args, run, checkpoint)
 

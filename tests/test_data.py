@@ -112,7 +112,7 @@ def test_hue_split_takes_every_tenth_in_the_order_of_colorsys(n):
 
 
 @pytest.mark.parametrize("n, fraction", [(1000, 0.1), (101, 0.0990100), (3, 0.1), (2, 0.9),
-                                         (50, 0.85)])
+                                         (50, 0.85), (340, 0.55)])
 def test_hue_split_is_disjoint_complete_and_of_the_fraction(n, fraction):
     images = torch.randint(256, (n, 3, 2, 2), dtype=torch.uint8)
     training, validation = data.split_by_hue(images, fraction)

@@ -1,6 +1,7 @@
 """NoGAN: what its feature loss compares, what each stage does, and what it says of mistakes."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -100,7 +101,8 @@ def test_each_stage_is_announced_and_has_its_own_numbers(tiny, capsys):
         for epoch in (2 * i + 1, 2 * i + 2):
             line = lines[3 * i + epoch - 2 * i]
             pattern = "".join(rf"  {name} [\d.e-]+" for name in names)
-            assert re.search(rf"^epoch {epoch}/8{pattern}  [\d,]+ pictures/s  \d+m\d\ds left$", line)
+            assert re.search(rf"^epoch {epoch}/8{pattern}  [\d,]+ pictures/s  \d+m\d\ds left in this "
+                             r"stage$", line)
     rows = (run / "log.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in rows[1:]] == [
         [str(i + 1), stage] for i, stage in enumerate(sorted([*numbers] * 2, key=list(numbers).index))]
@@ -150,6 +152,89 @@ def test_the_critic_learns_from_pictures_of_the_generator_in_eval_mode(tiny, mon
     tiny(train_nogan.main, "--critic-epochs", 3)
     assert modes.count(("painting", False)) == 2  # training and validation pictures, once each
     assert ("painting", True) not in modes
+
+
+def test_each_loss_has_the_target_of_its_formula(tiny, monkeypatch):
+    targets, cross_entropy = [], torch.nn.functional.binary_cross_entropy_with_logits
+
+    def spy(logits, target):
+        targets.append(target.unique().tolist())
+        return cross_entropy(logits, target)
+
+    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy_with_logits", spy)
+    tiny(train_nogan.main)
+    smoothed = pytest.approx([train_nogan.REAL_LABEL])
+    assert 0.5 < train_nogan.REAL_LABEL < 1
+    # The critic alone: real, generated. Both: the same, then generated as if real for G.
+    assert targets == [smoothed, [0]] * 4 + [smoothed, [0], [1]] * 4
+
+
+def test_real_and_painted_pictures_come_with_the_same_gray_and_never_in_one_batch(
+    tiny, monkeypatch
+):
+    judged, forward = [], models.Discriminator.forward
+
+    def spy(self, gray, color):
+        if torch.is_grad_enabled():
+            judged.append((gray, color.detach()))
+        return forward(self, gray, color)
+
+    monkeypatch.setattr(models.Discriminator, "forward", spy)
+    # A generator that gives the gray back: what is painted must be of the gray beside it.
+    monkeypatch.setattr(models.UNet, "forward", lambda self, gray: gray.expand(-1, 3, -1, -1)
+                        + 0 * sum(p.sum() for p in self.parameters()))
+    tiny(train_nogan.main)
+    alone, together = judged[:8], judged[8:]
+    assert [len(gray) for gray, _ in judged] == [16] * 6 + [6] * 2 + [16] * 9 + [6] * 3
+    for (gray, real), (same_gray, fake) in zip(alone[::2], alone[1::2]):
+        assert torch.equal(gray, same_gray)
+        assert (data.luma(real) - gray).abs().max() < 1e-5
+        assert (fake - gray).abs().max() <= 1 / 255 + 1e-5  # it was kept in bytes
+    assert all(torch.equal(fake, gray.expand_as(fake)) for gray, fake in together[1::3])
+
+
+def test_a_critic_learns_to_tell_a_pale_generators_pictures(tmp_path):
+    train_nogan.main(["--dataset", "shapes", "--limit", "800", "--width", "8", "--batch-size", "32",
+                      "--critic-epochs", "4", "--out", str(tmp_path), *epochs(train_nogan.main, 1)[:4],
+                      "--gan-epochs", "1"])
+    rows = models.load_checkpoint(tmp_path / "last.pt")["history"]
+    assert [row["accuracy"] for row in rows if row["stage"] == "critic"][-1] > 0.9
+
+
+@pytest.mark.parametrize("flag, low, high", [
+    ("--feature-weight", 0, 300), ("--gan-lr", 1e-5, 1e-3), ("--lr", 1e-5, 1e-3),
+])
+def test_a_flag_of_the_method_changes_what_is_learned(flag, low, high, tiny):
+    runs = [tiny(train_nogan.main, flag, value, out=f"{value}") for value in (low, high)]
+    one, two = (models.load_checkpoint(run / "last.pt")["generator"] for run in runs)
+    assert not all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_feature_weight_keeps_the_generator_near_the_truth(tiny):
+    losses = []
+    for weight in (0, 300):
+        flags = ["--feature-weight", weight, "--gan-epochs", 8, "--gan-lr", 1e-3]
+        run = tiny(train_nogan.main, *flags, out=f"{weight}")
+        losses.append(models.load_checkpoint(run / "last.pt")["history"][-1]["feature"])
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_the_gan_stage_trains_at_its_own_rate_with_fresh_moments(tiny, monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+
+    def spy(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        group = self.param_groups[0]
+        rates.append((group["lr"], int(self.state[group["params"][0]]["step"])))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    tiny(train_nogan.main, "--lr", 0.01, "--gan-lr", 0.001)
+    alone, falling = [1, 1, 1, 0.5], [0.01, 0.01, 0.01, 0.005]  # constant, then down to 0
+    assert [rate for rate, _ in rates[:8]] == pytest.approx(falling * 2)
+    assert [rate for rate, _ in rates[8:12]] == pytest.approx([0.001] * 4)
+    assert [rate for rate, _ in rates[12::2]] == pytest.approx([0.001 * x for x in alone])
+    assert [count for _, count in rates[12::2]] == [5, 6, 7, 8]  # the critic goes on
+    assert [count for _, count in rates[13::2]] == [1, 2, 3, 4]  # the generator starts anew
 
 
 def test_the_critics_accuracy_is_on_batches_as_in_training_and_leaves_it_unchanged():
@@ -210,9 +295,29 @@ def test_pictures_without_labels_need_another_feature_network(tmp_path, fails, i
     command = ["--dataset", "folder", "--data-dir", tmp_path, "--width", 2, "--out",
                tmp_path / "run", *epochs(train_nogan.main, 1)]
     assert "--features vgg16_bn" in fails(train_nogan.main, command)
+    for side in ("train", "test"):  # one class is no better
+        (tmp_path / "one" / side).mkdir(parents=True)
+        shutil.copytree(tmp_path / side, tmp_path / "one" / side / "class")
+    one_class = ["--data-dir", tmp_path / "one"]
+    assert "--features vgg16_bn" in fails(train_nogan.main, [*command, *one_class])
     assert not (tmp_path / "run").exists()
     train_nogan.main([*map(str, command), "--features", "vgg16_bn"])
     assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_pictures_of_other_classes_do_not_fit_on_resuming(tiny, tmp_path, fails):
+    run = tiny(train_nogan.main)
+    for name in "abcd":
+        (tmp_path / "classes" / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (32, 32), (50 * i, 90, 0)).save(
+                tmp_path / "classes" / "train" / name / f"{i}.png")
+    checkpoint = models.load_checkpoint(run / "last.pt")
+    checkpoint["args"].update(dataset="folder", limit=None)
+    torch.save(checkpoint, run / "last.pt")
+    line = fails(train_nogan.main, ["--resume", run / "last.pt", "--gan-epochs", 2, "--data-dir",
+                                    tmp_path / "classes"])
+    assert "features does not fit" in line
 
 
 def test_a_stage_that_is_over_cannot_be_prolonged(tiny, fails):
@@ -220,7 +325,7 @@ def test_a_stage_that_is_over_cannot_be_prolonged(tiny, fails):
     before = (run / "last.pt").read_bytes()
     resume = ["--resume", run / "last.pt"]
     line = fails(train_nogan.main, [*resume, "--generator-epochs", 2])
-    assert "--generator-epochs cannot be raised" in line
+    assert "--generator-epochs 2 contradicts" in line
     assert (run / "last.pt").read_bytes() == before
     train_nogan.main([*map(str, resume), "--gan-epochs", "2"])
     assert models.load_checkpoint(run / "last.pt")["epoch"] == 5

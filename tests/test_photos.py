@@ -171,6 +171,8 @@ def test_a_folder_keeps_its_paths_and_only_pictures_count(colorize, tmp_path):
         scene().save(folder / name)
     (folder / "notes.txt").write_text("not a picture, not looked at")
     scene().save(folder / "unnamed", "PNG")
+    (folder / "a folder.jpg").mkdir()
+    (folder / "film.mpg").write_bytes(b"not a picture, either")
     status, names, errors = colorize(folder)
     assert (status, names) == (0, ["a b/two.png", "a b/ü/three.png", "one.png", "one.tif.png"])
     assert errors == ""
@@ -215,6 +217,33 @@ def test_what_was_painted_into_a_folder_is_not_painted_again(colorize, tmp_path)
     assert sorted(os.listdir(tmp_path / "album" / "painted")) == ["photo.png"]
 
 
+def test_photos_may_go_beside_their_folder_or_into_it(colorize, tmp_path):
+    (tmp_path / "album").mkdir()
+    scene().save(tmp_path / "album" / "photo.jpg")
+    for folder in (tmp_path, tmp_path / "album"):
+        assert colorize(tmp_path / "album", "--out-dir", folder)[0] == 0
+        assert (folder / "photo.png").exists()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode, tmp_path):
+    picture = scene().convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size).point(lambda x: 255 * (x > 99)))
+    if mode == "P":
+        picture.quantize().save(tmp_path / "photo.png")
+    else:
+        picture.convert(mode).save(tmp_path / "photo.png")
+    assert np.asarray(data.read_picture(tmp_path / "photo.png"))[0].min() == 255
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_values_of_an_unknown_range_are_named_and_skipped(mode, colorize, tmp_path):
+    values = np.linspace(0, 1 if mode == "F" else 2**30, 100).reshape(10, 10)
+    Image.fromarray(values.astype(np.float32 if mode == "F" else np.int32)).save(tmp_path / "x.tif")
+    status, names, errors = colorize(tmp_path / "x.tif")
+    assert (status, names) == (2, []) and "8 or 16 bits" in errors
+
+
 def test_what_is_no_picture_is_named_skipped_and_counted(colorize, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     album = tmp_path / "album"
@@ -228,13 +257,18 @@ def test_what_is_no_picture_is_named_skipped_and_counted(colorize, tmp_path, mon
     (album / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (album / "text.png").write_text("not a picture")
     (album / "empty.tif").write_bytes(b"")
-    status, names, errors = colorize(album, tmp_path / "none.jpg")
-    assert (status, names) == (1, ["good.png"])
+    loop = album / "loop.png"
+    loop.symlink_to(loop)
+    (tmp_path / "out" / "way.png").mkdir(parents=True)  # in the way
+    scene(40, 40).save(tmp_path / "way.tif")
+    photos = [tmp_path / "none.jpg", loop, tmp_path / "way.tif", album]
+    status, names, errors = colorize(*photos, "--overwrite")
+    assert (status, names) == (1, ["good.png", "way.png"])
     *skipped, last = errors.splitlines()
-    assert last == "6 of 7 pictures were skipped"
+    assert last == "8 of 9 pictures were skipped"
     bad = [album / name for name in ("bomb.png", "cut.jpg", "cut.png", "empty.tif", "text.png")]
     assert [line.partition(": ")[0] for line in skipped] == [
-        f"skipped {path}" for path in [*bad, tmp_path / "none.jpg"]]
+        f"skipped {path}" for path in [*photos[:3], *bad]]
     status, _, errors = colorize(album / "text.png")
     assert status == 2 and errors.splitlines()[-1].startswith("error: ")
 
