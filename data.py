@@ -318,8 +318,8 @@ def read_picture(path):
         if image.mode == "F":
             raise DataError("its values are not of 8 or 16 bits")
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
         return image.convert("RGB")
 
 
@@ -460,8 +460,8 @@ def lab_to_rgb(lab):
 def lab_to_rgb_of_its_lightness(lab):
     """As `lab_to_rgb`, but colours outside the gamut lose chroma, never lightness.
 
-    In linear RGB a colour and the gray of its luminance Y lie on a line; along it Y is constant, and
-    so is L*. A colour outside moves towards the gray as far as it must.
+    In linear RGB a colour and the gray of its luminance Y lie on a line; along it Y is constant,
+    and so is L*. A colour outside moves towards the gray as far as it must.
     """
     linear = _linear_rgb(lab)
     y = _mix(linear, XYZ_FROM_RGB[1:2]).clamp(0, 1)

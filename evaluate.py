@@ -403,25 +403,24 @@ def one_line_errors(main):
 def colorize_photo(generator, color, photo, render_size):
     """A PIL RGB picture of any size in the generator's colours and its own lightness.
 
-    The generator sees it squeezed to `render_size` squared, as DeOldify does; its a*b* are stretched
+    The generator sees it squeezed to `render_size` squared, as in DeOldify; its a*b* are stretched
     back smoothly and laid under the picture's own L*.
     """
-    device = next(generator.parameters()).device
     small = photo.resize((render_size, render_size), Image.Resampling.LANCZOS, reducing_gap=3)
-    small = torch.from_numpy(np.array(small)).to(device).permute(2, 0, 1)[None]
+    small = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
     gray, _ = data.to_gray_and_target(small, color)
-    chroma = data.rgb_to_lab(data.to_rgb(gray, generator(gray), color))[:, 1:]
+    output = generator(gray.to(next(generator.parameters()).device)).cpu()
+    chroma = data.rgb_to_lab(data.to_rgb(gray, output, color))[:, 1:]  # of the small picture
     stretch = functools.partial(F.interpolate, mode="bicubic", antialias=True)
     chroma = stretch(chroma, (photo.height, render_size))  # downwards; sideways in bands, below
     pixels = np.array(photo)
     band = max(1, BAND_PIXELS // photo.width)  # memory is for a band, not for the whole photo
     for top in range(0, photo.height, band):
-        rows = torch.from_numpy(pixels[top : top + band]).to(device).permute(2, 0, 1)[None]
+        rows = torch.from_numpy(pixels[top : top + band]).permute(2, 0, 1)[None]
         ab = stretch(chroma[:, :, top : top + band], rows.shape[2:])
         lightness = data.rgb_to_lab(rows / 255)[:, :1]
         rgb = data.lab_to_rgb_of_its_lightness(torch.cat([lightness, ab], dim=1))
-        rgb = (255 * rgb).round().to(torch.uint8)[0].permute(1, 2, 0)
-        pixels[top : top + band] = rgb.cpu().numpy()
+        pixels[top : top + band] = (255 * rgb).round()[0].permute(1, 2, 0).numpy()
     return Image.fromarray(pixels)
 
 

@@ -180,7 +180,7 @@ class Discriminator(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A small VGG-like classifier, wanted for its feature maps: three units, a mean, a linear layer.
+    """A small VGG-like classifier, wanted for its feature maps: three units, a mean, a linear map.
 
     RGB (N, 3, H, W) in [0, 1] -> logits (N, classes); `maps` gives the feature maps.
     """

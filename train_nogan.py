@@ -16,7 +16,7 @@ both pictures, beside their bytes (Johnson et al., "Perceptual Losses", 2016, ar
 With --features vgg16_bn, phi is torchvision's network for ImageNet, with the layers and weights w_i
 of DeOldify, and (0) is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify.
 
-    python train_nogan.py --generator-epochs 15 --gan-epochs 3                 # CIFAR-10, downloaded
+    python train_nogan.py --generator-epochs 15 --gan-epochs 3                 # downloads CIFAR-10
     python train_nogan.py --dataset shapes --width 16 --out runs/nogan-shapes  # made-up pictures
 """
 

@@ -56,7 +56,7 @@ def fails(capsys):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """tiny(main, ...) trains on a few made-up pictures, an epoch a stage; returns the run folder."""
+    """tiny(main, ...) trains on a few made-up pictures, an epoch a stage; gives the run folder."""
     monkeypatch.setattr(data, "SHAPES_TRAIN", 400)
     monkeypatch.setattr(data, "SHAPES_TEST", 50)
 

@@ -228,7 +228,8 @@ def test_photos_may_go_beside_their_folder_or_into_it(colorize, tmp_path):
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_is_white(mode, tmp_path):
     picture = scene().convert("RGBA")
-    picture.putalpha(Image.linear_gradient("L").resize(picture.size).point(lambda x: 255 * (x > 99)))
+    opaque = Image.linear_gradient("L").resize(picture.size)  # from the top down
+    picture.putalpha(opaque.point(lambda value: 255 * (value > 99)))
     if mode == "P":
         picture.quantize().save(tmp_path / "photo.png")
     else:

@@ -1,4 +1,4 @@
-"""The three scripts, run in-process on made-up pictures: what they learn, write, resume and refuse."""
+"""The three scripts, run on made-up pictures: what they learn, write, resume and refuse."""
 
 import csv
 import re
