@@ -417,7 +417,7 @@ def parse_args(parser, script, argv, stages=()):
                 f"{flag} {given} contradicts {args.resume}, which has {before}: "
                 f"leave {flag} out, or start a new run"
             )
-        print(f"{flag} raised from {before} to {given}: its learning rate is rescheduled",
+        print(f"{flag} raised from {before} to {given}: the schedule is computed anew",
               file=sys.stderr)
     return args, checkpoint
 
