@@ -323,7 +323,8 @@ def replacing(path):
             os.fsync(file.fileno())
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        raise RunError(f"cannot write {path}: make room, or choose another place ({error})")
+        reason = first_line(error.__context__ or error)
+        raise RunError(f"cannot write {path}: make room, or choose another place ({reason})")
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
