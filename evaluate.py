@@ -310,12 +310,12 @@ class Run:
             )
 
     def _warn_if_slow(self):
-        steps_left = (self.until - self.epoch + 1) * len(self.batches) - self.epoch_steps
+        steps_left = (self.epochs - self.epoch + 1) * len(self.batches) - self.epoch_steps
         seconds = (time.perf_counter() - self.after_first_step) / TIMED_STEPS * steps_left
         if seconds > 3600:
             half = models.amp_dtype(self.device, self.args.amp) is not None
             faster = ["--width 32"] * (self.args.width > 32) + ["--amp on"] * (not half)
-            print(f"{self.stage or 'this'} will take about {seconds / 3600:.1f} hours on the CPU: "
+            print(f"this will take about {seconds / 3600:.1f} hours on the CPU: "
                   f"{' '.join(faster) or '--limit'} takes less", flush=True)
 
     def end_epoch(self, generator=None, **metrics):
@@ -354,10 +354,10 @@ class Run:
         if self.stage:
             state["stage"] = self.stage
         models.save_checkpoint(self.last, self.script, args, epoch, self.history, **state)
-        self.saved = True
-        if epoch == 0:  # with --overwrite, the samples there are another run's
+        if not self.saved:  # with --overwrite, the samples there are another run's
             for sample in (self.out / "samples").glob("epoch_*.png"):
                 sample.unlink()
+        self.saved = True
         table = io.StringIO(newline="")
         columns = dict.fromkeys(name for row in self.history for name in row)
         writer = csv.DictWriter(table, columns or ["epoch"])
@@ -376,16 +376,18 @@ def one_line_errors(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any letters
+        if hasattr(sys.stdout, "reconfigure"):  # a file's name may have any letters
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         except (RuntimeError, MemoryError) as error:
             exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            if not exhausted and "allocate memory" not in str(error):  # torch's words on a CPU
+            words = "allocate memory", "out of memory"  # torch's, on a CPU and on MPS
+            if not exhausted and not any(word in str(error) for word in words):
                 raise
-            message = "memory is exhausted: lower --batch-size, --width or --size"
+            message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"
         except (data.DataError, models.RunError) as error:
             message = error
         except OSError as error:
@@ -455,6 +457,8 @@ def colorize_photos(args, generator, checkpoint):
     """
     trained = checkpoint["args"]
     render_size = args.render_size or trained["size"]
+    if _real(args.out_dir) in map(_real, args.images):
+        raise models.RunError(f"--out-dir {args.out_dir} is one of --images: choose another")
     pairs, done = list_photos(args.images, Path(args.out_dir)), 0
     originals = {_real(photo) for photo, _ in pairs}
     for count, (photo, output) in enumerate(pairs, 1):
@@ -467,6 +471,8 @@ def colorize_photos(args, generator, checkpoint):
             picture = colorize_photo(generator, trained["color"], picture, render_size)
             with models.replacing(output) as file:
                 picture.save(file, "PNG", compress_level=1)  # a third of the time of the default
+        except torch.OutOfMemoryError:
+            raise  # it will not be better with the next photo
         except Exception as error:  # what a damaged file can raise is without end
             print(f"skipped {photo}: {models.first_line(error)}", file=sys.stderr)
             continue

@@ -33,7 +33,8 @@ class RunError(Exception):
 
 def first_line(error):
     """What an exception says, without what follows in further lines."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -322,8 +323,12 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into the latter
-        reason = first_line(error.__context__ or error)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):  # torch.save's, for whatever stopped it
+            error = error.__context__ or error
+        if isinstance(error, KeyboardInterrupt):
+            raise error from None
+        reason = first_line(error)
         raise RunError(f"cannot write {path}: make room, or choose another place ({reason})")
     finally:
         with contextlib.suppress(OSError):
@@ -414,8 +419,9 @@ def parse_args(parser, script, argv, stages=()):
         if given == before or name in MAY_CHANGE:
             continue
         if not (name.endswith("epochs") and name not in past and given > before):
+            over = " and is past that stage" if name in past else ""
             raise RunError(
-                f"{flag} {given} contradicts {args.resume}, which has {before}: "
+                f"{flag} {given} contradicts {args.resume}, which has {before}{over}: "
                 f"leave {flag} out, or start a new run"
             )
         print(f"{flag} raised from {before} to {given}: the schedule is computed anew",
@@ -435,7 +441,8 @@ def restore(checkpoint, **objects):
     """Load the saved state of networks, optimizers and scalers back into them. Raises RunError."""
     try:
         for name, value in objects.items():
-            if checkpoint[name]:  # a GradScaler that was off saved nothing, and --amp may change
+            # A GradScaler that was off saved nothing, and --amp may change.
+            if checkpoint[name] or name != "scaler":
                 value.load_state_dict(checkpoint[name])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(

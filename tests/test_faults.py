@@ -5,6 +5,8 @@ Each ends in `error: ...` and status 2, without a traceback, and leaves every fi
 it are the faults that have to be made while a command runs: kills, full disks, exhausted memory.
 """
 
+import contextlib
+import io
 import os
 import pickle
 import random
@@ -47,6 +49,8 @@ PROMISES = [
      "run2 holds a run"),
     ("an --out that cannot be", "train_unet --dataset shapes --limit 9 --width 1 --out text.txt/x",
      "cannot write text.txt/x/last.pt"),
+    ("an --out in what is no folder", "train_unet --dataset shapes --limit 9 --width 1 --out "
+     "text.txt/x/y/z", "[Errno 20] Not a directory"),
     ("a figure that cannot be", "evaluate --ckpt run/last.pt --figure text.txt/f.png",
      "cannot write text.txt/f.png"),
     ("rows that cannot be", "evaluate --ckpt run/last.pt --json text.txt/r.json --figure run",
@@ -193,6 +197,13 @@ def test_a_malformed_flag_keeps_argparses_own_error(argv, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+def test_output_may_go_anywhere(world, monkeypatch):
+    monkeypatch.chdir(world)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        train_unet.main(["--resume", "run/last.pt"])
+    assert "all 2 epochs are done" in out.getvalue()
+
+
 def test_a_half_damaged_dataset_trains_on_the_other_half(world, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(world)
     train_unet.main(["--dataset", "folder", "--data-dir", "half", "--width", "1", "--epochs", "1",
@@ -202,9 +213,23 @@ def test_a_half_damaged_dataset_trains_on_the_other_half(world, tmp_path, capsys
     assert models.load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("photos", [[], ["--images", "half/train"]])
+def test_exhausted_memory_in_evaluating_says_what_to_lower(photos, world, fails, monkeypatch):
+    def full(*args):
+        raise OUT_OF_MEMORY
+
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(models.UNet, "forward", full)
+    line = fails(evaluate.main, ["--ckpt", "run/last.pt", *photos, "--out-dir", "new"])
+    assert "memory is exhausted: lower" in line and "--render-size" in line
+
+
 @pytest.mark.parametrize("script", TRAINING)
 @pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
+    OUT_OF_MEMORY, MemoryError(), RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
 ])
 def test_exhausted_memory_says_what_to_lower(script, error, tiny, fails, monkeypatch):
@@ -252,6 +277,22 @@ def test_a_pickle_does_not_run_its_code(world, monkeypatch):
 
 
 # ------------------------------------------------------------------------- while a command runs
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_says_how_to_resume(tiny, monkeypatch, capsys):
+    run = tiny(train_unet.main)
+    before = files_below(run)
+
+    class Interrupted(io.FileIO):
+        def write(self, data):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "open", lambda path, mode: Interrupted(path, mode), raising=False)
+    with pytest.raises(SystemExit) as ended:
+        train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "2"])
+    assert ended.value.code == 130
+    assert f"--resume {run / 'last.pt'}" in capsys.readouterr().err
+    assert files_below(run) == before
 
 
 @pytest.mark.parametrize("script", TRAINING)

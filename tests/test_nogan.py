@@ -66,6 +66,21 @@ def test_the_gradient_of_the_feature_loss_reaches_the_generator_alone(features, 
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("features", ["classifier", "vgg16_bn"])
+def test_training_never_gives_the_feature_network_a_gradient(features, tiny, imagenet, monkeypatch):
+    networks, feature_loss = [], train_nogan.feature_loss
+
+    def spy(network, *args):
+        networks.append(network)
+        assert not network.training
+        assert not any(p.requires_grad for p in network.parameters())
+        return feature_loss(network, *args)
+
+    monkeypatch.setattr(train_nogan, "feature_loss", spy)
+    tiny(train_nogan.main, "--features", features, "--limit", 20, "--batch-size", 8)
+    assert len(networks) == 6  # three steps in each of two stages
+
+
 def test_vgg16_is_torchvisions_before_its_last_three_poolings(imagenet):
     network = feature_network("vgg16_bn")
     with torch.device("meta"):
@@ -326,7 +341,7 @@ def test_a_stage_that_is_over_cannot_be_prolonged(tiny, fails):
     before = (run / "last.pt").read_bytes()
     resume = ["--resume", run / "last.pt"]
     line = fails(train_nogan.main, [*resume, "--generator-epochs", 2])
-    assert "--generator-epochs 2 contradicts" in line
+    assert "--generator-epochs 2 contradicts" in line and "past that stage" in line
     assert (run / "last.pt").read_bytes() == before
     train_nogan.main([*map(str, resume), "--gan-epochs", "2"])
     assert models.load_checkpoint(run / "last.pt")["epoch"] == 5

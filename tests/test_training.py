@@ -300,6 +300,13 @@ def test_resuming_a_moved_run_does_not_replace_the_one_in_its_old_place(tiny, fa
     assert len(log(moved)) == 2
 
 
+def test_a_run_resumed_over_another_one_leaves_none_of_its_samples(tiny):
+    one, two = tiny(train_unet.main, out="a"), tiny(train_unet.main, "--epochs", 3, out="b")
+    flags = ["--epochs", "2", "--out", str(two), "--overwrite"]
+    train_unet.main(["--resume", str(one / "last.pt"), *flags])
+    assert [path.name for path in (two / "samples").iterdir()] == ["epoch_002.png"]
+
+
 def test_epochs_may_be_raised_and_other_flags_not_changed(tiny, tmp_path, fails, capsys):
     run = tiny(train_unet.main)
     resume = ["--resume", run / "last.pt"]
