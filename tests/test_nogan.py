@@ -153,6 +153,13 @@ def test_each_stage_trains_its_networks_and_leaves_the_others_bit_identical(tiny
     assert changed == [{"features"}, {"generator"}, {"critic"}, {"generator", "critic"}]
 
 
+def test_the_critic_alone_teaches_the_generator_too(tiny, monkeypatch):
+    saves = saved_states(monkeypatch)
+    tiny(train_nogan.main, "--feature-weight", 0)
+    before, after = (states["generator"]["head.weight"] for _, _, states in saves[-2:])
+    assert not torch.equal(before, after)
+
+
 def test_the_critic_learns_from_pictures_of_the_generator_in_eval_mode(tiny, monkeypatch):
     modes, forward = [], models.UNet.forward
 
