@@ -173,14 +173,14 @@ def split_by_hue(images, fraction):
 
 
 def mean_hue(images):
-    """Mean HSV hue in [0, 1) over the pixels of each uint8 picture (N, 3, H, W), float64 (N,).
+    """Mean HSV hue (Smith, 1978) in [0, 1) over the pixels of each uint8 picture (N, 3, H, W), float64 (N,).
 
     A gray pixel counts as hue 0.
     """
     means = []
     for some in images.split(1000):  # float64 takes eight times the memory of bytes
         r, g, b = some.double().unbind(1)
-        top, chroma = some.amax(1).double(), (some.amax(1) - some.amin(1)).double()
+        top, chroma = some.amax(1), (some.amax(1) - some.amin(1)).double()
         sixths = torch.where(top == r, (g - b) / chroma, torch.where(
             top == g, 2 + (b - r) / chroma, 4 + (r - g) / chroma))
         means.append(torch.where(chroma > 0, sixths / 6 % 1, 0.0).mean(dim=(1, 2)))
