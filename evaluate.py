@@ -5,8 +5,8 @@
 
 The second colorizes one's own photos, files or folders of them, at full resolution. The first
 measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour at all,
-the baseline), and draws gray | each model | truth: random pictures first, then the last model's
-best and worst. `--json FILE` saves the rows.
+the baseline), and draws gray | each model | truth: random pictures first, then those on which the
+last model gains and loses most against gray. `--json FILE` saves the rows.
 
     mse, psnr, ssim          how close, pixel by pixel
     mae_ab, acc_2, acc_5     how close in colour (Nazeri et al., 2018)
@@ -30,12 +30,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.v2.functional import gaussian_blur
+from torchvision.utils import make_grid
 
 import data
 import models
 
 READ_EVERY = 50  # steps between two looks at the losses: each look waits for the device
-TIMED_STEPS = 3  # after the first, on a CPU, to tell how long the run will take
 FIGURE_RANDOM, FIGURE_EXTREME = 8, 3  # rows: random ones; best and worst ones, each
 BAND_PIXELS = 2**16  # of a photo that are in colour conversion at once: they fit the cache
 
@@ -56,13 +57,9 @@ def psnr(output, truth):
 
 def ssim(output, truth):
     """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, full ones only."""
-    taps = torch.exp(-((torch.arange(11, device=output.device) - 5.0) ** 2) / (2 * 1.5**2))
-    taps = taps / taps.sum()
 
     def blur(x):  # (N, 3, H, W) -> (N, 3, H - 10, W - 10)
-        one_channel = x.flatten(0, 1)[:, None]
-        rows = F.conv2d(one_channel, taps.view(1, 1, 11, 1))
-        return F.conv2d(rows, taps.view(1, 1, 1, 11)).squeeze(1).unflatten(0, x.shape[:2])
+        return gaussian_blur(x, [11, 11], [1.5, 1.5])[:, :, 5:-5, 5:-5]
 
     mean_o, mean_t = blur(output), blur(truth)
     var_o, var_t = blur(output**2) - mean_o**2, blur(truth**2) - mean_t**2
@@ -102,12 +99,8 @@ def ab_histogram(lab):
 def jensen_shannon(counts, other_counts):
     """Jensen-Shannon divergence of two histograms in bits: 0 for equal, 1 for disjoint ones."""
     p, q = counts.double() / counts.sum(), other_counts.double() / other_counts.sum()
-    middle = (p + q) / 2
-
-    def divergence(p):  # Kullback-Leibler, from p to the middle; 0 log 0 = 0
-        return (p * torch.log2(p / middle))[p > 0].sum()
-
-    return ((divergence(p) + divergence(q)) / 2).item()
+    of_p, of_q, of_mean = (torch.special.entr(x).sum() for x in (p, q, (p + q) / 2))  # entropies
+    return (of_mean - (of_p + of_q) / 2).item() / math.log(2)
 
 
 def measure(pairs):
@@ -168,21 +161,21 @@ def draw_figure(columns, row_labels=()):
 
     `row_labels`, one a row, stand at the left, where they change.
     """
-    count, _, height, width = columns[0][1].shape
-    scale = max(1, 96 // width)  # small pictures are enlarged to about 96 pixels
     font, gap, top = ImageFont.load_default(13), 4, 22  # top: the titles' height
     left = 62 if row_labels else gap
-    cell_w, cell_h = scale * width + gap, scale * height + gap
-    figure = Image.new("RGB", (left + cell_w * len(columns), top + cell_h * count), "white")
+    pictures = torch.stack([images.cpu() for _, images in columns], dim=1).flatten(0, 1)
+    scale = max(1, 96 // pictures.shape[3])  # small pictures are enlarged to about 96 pixels
+    pictures = pictures.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    cell_h, cell_w = (side + gap for side in pictures.shape[2:])
+    grid = make_grid(pictures.clamp(0, 1), nrow=len(columns), padding=gap, pad_value=1)
+    grid = Image.fromarray((255 * grid).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    figure = Image.new("RGB", (left - gap + grid.width, top - gap + grid.height), "white")
+    figure.paste(grid, (left - gap, top - gap))
     draw = ImageDraw.Draw(figure)
-    for i, (title, images) in enumerate(columns):
+    for i, (title, _) in enumerate(columns):
         while draw.textlength(title, font) > cell_w - gap:  # a long name keeps its beginning
             title = title.rstrip("…")[:-1] + "…"
         draw.text((left + i * cell_w, 3), title, "black", font)
-        pixels = (images.cpu() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        for j, picture in enumerate(pixels.numpy()):
-            picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-            figure.paste(Image.fromarray(picture), (left + i * cell_w, top + j * cell_h))
     for j, label in enumerate(row_labels):
         if j == 0 or label != row_labels[j - 1]:
             draw.text((gap, top + j * cell_h), label, "black", font)
@@ -190,11 +183,12 @@ def draw_figure(columns, row_labels=()):
 
 
 def draw_comparison(generators, images, row_labels=()):
-    """gray | each model | truth: `generators` is a list of (title, generator, color)."""
+    """gray | each model | truth: `generators` are (title, generator, color), taken one by one."""
     columns = []
-    for title, generator, color in [("gray", None, "rgb"), *generators]:
+    for title, generator, color in itertools.chain([("gray", None, "rgb")], generators):
         output, truth = next(colorize(generator, images, color, len(images)))
         columns.append((title, output))
+        del generator  # before the next one is loaded
     return draw_figure([*columns, ("truth", truth)], row_labels)
 
 
@@ -205,26 +199,23 @@ class Run:
     """What a training run prints, logs and keeps in its folder; the training is in the scripts.
 
         with Run("train_unet", args, checkpoint) as run:
-            run.start(args.epochs, device, batches, validation images, gray pictures dropped)
-            run.save(run.done, generator=generator, ...)
-            for epoch in range(run.done + 1, args.epochs + 1):
-                run.begin_epoch(epoch)
-                ...                       for each batch: run.step(loss=loss)
+            run.start(args.epochs, batches, validation images, gray pictures dropped)
+            run.keep(generator=generator, optimizer=optimizer, ...)    what a checkpoint holds
+            for epoch in run.stage(args.epochs):
+                ...                                                    each step: run.log(loss=loss)
                 run.end_epoch(generator)
-                run.save(epoch, generator=generator, ...)
 
-    A method of several stages counts their epochs through and names each with `begin_stage`.
-    The folder holds last.pt, log.csv (a row an epoch) and samples/ (a grid an epoch). Raises
-    RunError when it holds another run, cannot be written, or a loss is not finite.
+    A method of several stages names them; their epochs are counted through. The folder holds
+    last.pt, log.csv (a row an epoch) and samples/ (a grid an epoch). Raises RunError when it holds
+    another run, cannot be written, or a loss is not finite.
     """
 
     def __init__(self, script, args, checkpoint):
         self.script, self.args, self.out = script, args, Path(args.out)
-        self.last = self.out / "last.pt"
+        self.last, self.checkpoint = self.out / "last.pt", checkpoint
         self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
         self.done = checkpoint["epoch"] if checkpoint else 0
-        self.stage = checkpoint.get("stage") if checkpoint else None
-        self.planned = 0  # epochs, in the stages begun so far
+        self.stage_name, self.until = None, 0  # of the stage begun last; its last epoch
         resumes_itself = args.resume and Path(args.resume).resolve() == self.last.resolve()
         self.saved = bool(resumes_itself)
         if self.last.exists() and not (resumes_itself or args.overwrite):
@@ -244,13 +235,13 @@ class Run:
             what_now = resume if self.saved else "nothing was saved yet"
             print(f"interrupted: {what_now}", file=sys.stderr)
 
-    def start(self, epochs, device, batches, validation, dropped):
-        """Print what the run runs on."""
-        self.epochs, self.until = epochs, epochs  # in all; the last one of the stage
-        self.device, self.batches, self.validation = device, batches, validation
-        args, count = self.args, len(batches.images)
-        dtype = models.amp_dtype(device, args.amp) or torch.float32
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    def start(self, epochs, batches, validation, dropped):
+        """Print what the run runs on; `epochs` are those of all stages."""
+        self.epochs, self.batches, self.validation = epochs, batches, validation
+        self.device, args, count = batches.images.device, self.args, len(batches.images)
+        dtype = models.amp_dtype(self.device, args.amp) or torch.float32
+        cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if cuda else self.device.type
         goes_on = f", after epoch {self.done}" if self.done else ""
         batch = f"batch {batches.batch_size}"
         if args.batch_size > count:
@@ -261,46 +252,64 @@ class Run:
               f"{goes_on}", flush=True)
         if self.done >= epochs:
             print(f"all {epochs} epochs are done: raise their number to train on")
-        self._start_clock()
 
-    def begin_stage(self, name, epochs, what):
-        """Announce the next stage; returns its first epoch, and a range of those still to do.
+    def keep(self, **state):
+        """Networks, optimizers and the scaler for the checkpoints; --resume restores them here."""
+        self.state = state
+        if self.checkpoint:
+            models.restore(self.checkpoint, **state)
 
-        Epochs are counted through all stages.
+    def stage(self, epochs, name=None, about=None, **state):
+        """Yield the epochs that are still to do of a stage of so many.
+
+        `state` is what the stage has of its own for the checkpoints, such as an optimizer.
         """
-        first, self.planned = self.planned + 1, self.planned + epochs
-        to_do = range(max(first, self.done + 1), self.planned + 1)
-        if to_do:
-            self.stage, self.until = name, self.planned
-            print(f"{name}, epochs {first} to {self.planned}: {what}", flush=True)
-            self._start_clock()
-        return first, to_do
+        first, self.until = self.until + 1, self.until + epochs
+        start = max(first, self.done + 1)
+        if start > self.until:
+            return
+        if self.checkpoint and self.checkpoint.get("stage") == name:  # resumed in its midst
+            models.restore(self.checkpoint, **state)
+        self.stage_name, self.stage_state = name, state
+        if name:
+            print(f"{name}, epochs {first} to {self.until}: {about}", flush=True)
+        if self.checkpoint or not self.saved:
+            self.save(self.done)  # before the first step, so that there is always one to resume
+            self.checkpoint = None
+        per_epoch = len(self.batches)
+        self.steps, self.stage_steps = (start - first) * per_epoch, epochs * per_epoch
+        self.resumed_at, self.started = self.steps, time.perf_counter()
+        for self.epoch in range(start, self.until + 1):
+            self.sums, self.epoch_steps, self.epoch_started = 0, 0, time.perf_counter()
+            yield self.epoch
 
-    def _start_clock(self):
-        self.started, self.steps = time.perf_counter(), 0  # steps of this process and stage
+    @property
+    def progress(self):
+        """The share of the stage's steps that are done, from 0 to 1."""
+        return self.steps / self.stage_steps
 
-    def begin_epoch(self, epoch):
-        self.epoch, self.total, self.epoch_steps = epoch, 0, 0
-        self.epoch_started = time.perf_counter()
-
-    def step(self, **losses):
+    def log(self, **losses):
         """Add up a step's losses on the device; now and then read them, print and check them."""
-        self.total = self.total + torch.stack([loss.detach() for loss in losses.values()])
+        self.sums = self.sums + torch.stack([loss.detach() for loss in losses.values()])
         self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
-        if self.epoch_steps % READ_EVERY == 0 or self.epoch_steps == len(self.batches):
-            self._read(losses)
-        if self.device.type == "cpu" and self.steps == 1:  # which warms up and does not count
-            self.after_first_step = time.perf_counter()
-        if self.device.type == "cpu" and self.steps == 1 + TIMED_STEPS:
-            self._warn_if_slow()
-
-    def _read(self, losses):
-        means = (self.total / self.epoch_steps).tolist()  # waits for the device
+        if self.epoch_steps % READ_EVERY and self.epoch_steps < len(self.batches):
+            return
+        means = (self.sums / self.epoch_steps).tolist()  # waits for the device
         self.losses = dict(zip(losses, means))  # the epoch's means so far, by name
         self._stop_unless_finite(self.losses)
         if sys.stdout.isatty():
             print(f"\r\x1b[Kepoch {self.epoch}/{self.epochs} step {self.epoch_steps}/"
                   f"{len(self.batches)}  {_numbers(self.losses)}", end="", flush=True)
+        first_look = self.steps - self.resumed_at == self.epoch_steps <= READ_EVERY
+        if first_look and self.device.type == "cpu" and self._seconds_left() > 3600:
+            half = models.amp_dtype(self.device, self.args.amp) is not None
+            faster = ["--width 32"] * (self.args.width > 32) + ["--amp on"] * (not half)
+            print(f"this will take about {self._seconds_left() / 3600:.1f} hours on the CPU: "
+                  f"{' '.join(faster) or '--limit'} takes less", flush=True)
+
+    def _seconds_left(self):
+        a_step = (time.perf_counter() - self.started) / (self.steps - self.resumed_at)
+        return a_step * (self.stage_steps - self.steps)
 
     def _stop_unless_finite(self, values):
         if not all(map(math.isfinite, values.values())):
@@ -309,37 +318,25 @@ class Run:
                 f"{self.epoch - 1}: lower --lr, or use --amp off"
             )
 
-    def _warn_if_slow(self):
-        steps_left = (self.epochs - self.epoch + 1) * len(self.batches) - self.epoch_steps
-        seconds = (time.perf_counter() - self.after_first_step) / TIMED_STEPS * steps_left
-        if seconds > 3600:
-            half = models.amp_dtype(self.device, self.args.amp) is not None
-            faster = ["--width 32"] * (self.args.width > 32) + ["--amp on"] * (not half)
-            print(f"this will take about {seconds / 3600:.1f} hours on the CPU: "
-                  f"{' '.join(faster) or '--limit'} takes less", flush=True)
-
     def end_epoch(self, generator=None, **metrics):
-        """Print the epoch's line: `metrics`, or a generator's on the validation pictures.
+        """Print the epoch's line with `metrics`, or a generator's on validation pictures; save all.
 
         A generator's sample grid is drawn, too.
         """
-        now = time.perf_counter()
-        rate = len(self.batches.images) / (now - self.epoch_started)
+        rate = len(self.batches.images) / (time.perf_counter() - self.epoch_started)
         shown = metrics
         if generator:
             metrics = validate(generator, self.validation, self.args.color)
             shown = {name: metrics[name] for name in ("psnr", "colorfulness_ratio")}
         self._stop_unless_finite(metrics)
-        stage = {"stage": self.stage} if self.stage else {}
+        stage = {"stage": self.stage_name} if self.stage_name else {}
         self.history.append({"epoch": self.epoch, **stage, **self.losses, **metrics,
                              "pictures_per_s": rate})
-        epochs_done = self.steps / len(self.batches)
-        left = (time.perf_counter() - self.started) / epochs_done * (self.until - self.epoch)
         start = "\r\x1b[K" if sys.stdout.isatty() else ""
-        minutes, seconds = divmod(round(left), 60)
+        minutes, seconds = divmod(round(self._seconds_left()), 60)
         print(f"{start}epoch {self.epoch}/{self.epochs}  {_numbers(self.losses)}  validation "
               f"{_numbers(shown)}  {rate:,.0f} pictures/s  {minutes}m{seconds:02d}s left"
-              + " in this stage" * bool(self.stage), flush=True)
+              + " in this stage" * bool(self.stage_name), flush=True)
         if generator:  # of evenly spaced pictures, because --split hue has sorted them
             pictures = self.validation[:: max(1, len(self.validation) // FIGURE_RANDOM)]
             grid = draw_comparison(
@@ -347,12 +344,14 @@ class Run:
             )
             with models.replacing(self.out / "samples" / f"epoch_{self.epoch:03d}.png") as file:
                 grid.save(file, "PNG")
+        self.save(self.epoch)
 
-    def save(self, epoch, **state):
+    def save(self, epoch):
         """Write last.pt, then log.csv to match."""
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
-        if self.stage:
-            state["stage"] = self.stage
+        state = {**self.state, **self.stage_state}
+        if self.stage_name:
+            state["stage"] = self.stage_name
         models.save_checkpoint(self.last, self.script, args, epoch, self.history, **state)
         if not self.saved:  # with --overwrite, the samples there are another run's
             for sample in (self.out / "samples").glob("epoch_*.png"):
@@ -450,12 +449,11 @@ def list_photos(inputs, out_dir):
     return pairs
 
 
-def colorize_photos(args, generator, checkpoint):
+def colorize_photos(args, generator, trained):
     """Colorize each photo of --images into --out-dir; name and skip what cannot be done.
 
     Exits with status 1 when some could not be done. Raises RunError when none could.
     """
-    trained = checkpoint["args"]
     render_size = args.render_size or trained["size"]
     if _real(args.out_dir) in map(_real, args.images):
         raise models.RunError(f"--out-dir {args.out_dir} is one of --images: choose another")
@@ -473,7 +471,7 @@ def colorize_photos(args, generator, checkpoint):
                 picture.save(file, "PNG", compress_level=1)  # a third of the time of the default
         except torch.OutOfMemoryError:
             raise  # it will not be better with the next photo
-        except Exception as error:  # what a damaged file can raise is without end
+        except Exception as error:  # a damaged file can raise almost anything
             print(f"skipped {photo}: {models.first_line(error)}", file=sys.stderr)
             continue
         done += 1
@@ -514,13 +512,16 @@ def build_parser():
     return parser
 
 
-def load_test_pictures(args, checkpoints):
-    """The test pictures of the first checkpoint's data set, or of the one that the flags name."""
-    first = checkpoints[0]["args"]
+def load_test_pictures(args, trained):
+    """The test pictures of the first checkpoint's data set, or of the one that the flags name.
+
+    `trained`: the flags that each checkpoint was trained with. Raises RunError where they differ.
+    """
+    first = trained[0]
     dataset = args.dataset or first["dataset"]
-    for path, checkpoint in zip(args.ckpt, checkpoints):
+    for path, flags in zip(args.ckpt, trained):
         for name in ("dataset", "size", "data_dir"):
-            value, flag = checkpoint["args"][name], "--" + name.replace("_", "-")
+            value, flag = flags[name], "--" + name.replace("_", "-")
             if name == "data_dir" and dataset != "folder":
                 continue  # the same pictures wherever they lie
             if getattr(args, name) is None and value != first[name]:
@@ -536,39 +537,40 @@ def load_test_pictures(args, checkpoints):
 def main(argv=None):
     args = build_parser().parse_args(argv)
     device = models.choose_device(args.device)
-    checkpoints = [models.load_checkpoint(path) for path in args.ckpt]
     if args.images and len(args.ckpt) > 1:
         raise models.RunError(f"--images takes one --ckpt, not {len(args.ckpt)}: name the one")
+    trained = [models.load_checkpoint(path)["args"] for path in args.ckpt]
     if args.images:
-        generator = models.build_generator(checkpoints[0])
-        generator = generator.to(device, memory_format=torch.channels_last)
-        return colorize_photos(args, generator, checkpoints[0])
-    images = load_test_pictures(args, checkpoints)
+        return colorize_photos(args, models.load_generator(args.ckpt[0], device), trained[0])
+    images = load_test_pictures(args, trained)
 
-    generators = [("gray", None, "rgb")]
-    for path, checkpoint in zip(args.ckpt, checkpoints):
-        generator = models.build_generator(checkpoint).to(device, memory_format=torch.channels_last)
-        title = Path(path).resolve().parent.name
-        generators.append((title, generator, checkpoint["args"]["color"]))
+    def load(path):
+        return models.load_generator(path, device).to(memory_format=torch.channels_last)
 
-    rows, width = [], max(map(len, args.ckpt))
-    for name, (_, generator, color) in zip(["gray", *args.ckpt], generators):
-        metrics, psnrs = measure(colorize(generator, images, color))
+    rows, psnrs, width = [], [], max(map(len, args.ckpt))
+    for path, flags in [(None, {"color": "rgb"}), *zip(args.ckpt, trained)]:
+        generator = load(path) if path else None
+        metrics, psnr_of_each = measure(colorize(generator, images, flags["color"]))
         if not rows:
             print(" " * width, *(f"{key:>7}" for key in metrics))
         cells = (f"{value:{max(len(key), 7)}.4f}" for key, value in metrics.items())
-        print(f"{name:{width}}", *cells, flush=True)
-        rows.append({"name": name, **metrics})
+        print(f"{path or 'gray':{width}}", *cells, flush=True)
+        rows.append({"name": path or "gray", **metrics})
+        psnrs.append(psnr_of_each)
+        del generator  # before the next one is loaded: memory is for one
 
     if args.json:
         with models.replacing(args.json) as file:
             file.write((json.dumps(rows, indent=2) + "\n").encode())
 
     random = np.random.RandomState(args.seed).permutation(len(images))[:FIGURE_RANDOM].tolist()
-    worst_first = psnrs.argsort().tolist()  # by the last checkpoint's
+    # Best and worst by what the last model gains over gray: psnr alone favours gray pictures.
+    worst_first = (psnrs[-1] - psnrs[0]).argsort().tolist()
     best, worst = worst_first[::-1][:FIGURE_EXTREME], worst_first[:FIGURE_EXTREME]
     labels = ["random"] * len(random) + ["best"] * len(best) + ["worst"] * len(worst)
-    figure = draw_comparison(generators[1:], images[random + best + worst], labels)
+    systems = ((Path(path).resolve().parent.name, load(path), flags["color"])
+               for path, flags in zip(args.ckpt, trained))
+    figure = draw_comparison(systems, images[random + best + worst], labels)
     with models.replacing(args.figure) as file:
         figure.save(file, "PNG")
     print(f"drew {args.figure}")

@@ -40,6 +40,20 @@ def first_line(error):
 # --------------------------------------------------------------------------------------- networks
 
 
+def _convolution(channels_in, channels_out, kernel_size, stride=1, padding=1):
+    """A convolution with BatchNorm and LeakyReLU: what all networks below are made of."""
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel_size, stride, padding, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.LeakyReLU(0.2, inplace=True),
+    )
+
+
+def _two_convolutions(channels_in, channels_out):
+    first = _convolution(channels_in, channels_out, kernel_size=3)
+    return first.extend(_convolution(channels_out, channels_out, kernel_size=3))
+
+
 class UNet(nn.Module):
     """The five-level max-pool U-Net of Ronneberger et al., 2015 (arXiv:1505.04597).
 
@@ -78,17 +92,6 @@ class UNet(nn.Module):
         return nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2)
 
 
-def _two_convolutions(channels_in, channels_out):
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.LeakyReLU(0.2, inplace=True),
-    )
-
-
 class StridedUNet(nn.Module):
     """The U-Net of Nazeri et al., 2018 (arXiv:1803.05400): strides instead of pooling.
 
@@ -99,11 +102,11 @@ class StridedUNet(nn.Module):
         super().__init__()
         w = width
         same = nn.ZeroPad2d((1, 2, 1, 2))  # a 4x4 convolution that keeps the size is lopsided
-        self.enc1 = nn.Sequential(same, *self._down(1, w, stride=1, padding=0))
-        self.enc2 = self._down(w, 2 * w)
-        self.enc3 = self._down(2 * w, 4 * w)
-        self.enc4 = self._down(4 * w, 8 * w)
-        self.bottom = self._down(8 * w, 8 * w)
+        self.enc1 = nn.Sequential(same, *_convolution(1, w, 4, padding=0))
+        self.enc2 = _convolution(w, 2 * w, 4, stride=2)
+        self.enc3 = _convolution(2 * w, 4 * w, 4, stride=2)
+        self.enc4 = _convolution(4 * w, 8 * w, 4, stride=2)
+        self.bottom = _convolution(8 * w, 8 * w, 4, stride=2)
         self.up4, self.act4 = self._up(8 * w, 8 * w), self._activation(16 * w)
         self.up3, self.act3 = self._up(16 * w, 4 * w), self._activation(8 * w)
         self.up2, self.act2 = self._up(8 * w, 2 * w), self._activation(4 * w)
@@ -121,14 +124,6 @@ class StridedUNet(nn.Module):
         x = self.act2(torch.cat([self.up2(x), e2], dim=1))  # (N, 4w, H/2, W/2)
         x = self.act1(torch.cat([self.up1(x), e1], dim=1))  # (N, 2w, H, W)
         return torch.tanh(self.head(x).float())  # (N, out_channels, H, W)
-
-    @staticmethod
-    def _down(channels_in, channels_out, stride=2, padding=1):
-        return nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 4, stride=stride, padding=padding, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.LeakyReLU(0.2, inplace=True),
-        )
 
     @staticmethod
     def _up(channels_in, channels_out):
@@ -158,11 +153,11 @@ class Discriminator(nn.Module):
         w = width
         layers = [nn.Conv2d(1 + color_channels, w, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         if head == "image":
-            layers += self._unit(w, 2 * w, stride=2)  # (N, 2w, H/4, W/4)
-            layers += self._unit(2 * w, 4 * w, stride=2)  # (N, 4w, H/8, W/8)
+            layers += _convolution(w, 2 * w, 4, stride=2)  # (N, 2w, H/4, W/4)
+            layers += _convolution(2 * w, 4 * w, 4, stride=2)  # (N, 4w, H/8, W/8)
             layers += [nn.Conv2d(4 * w, 1, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]  # (N, 1)
         elif head == "patch":
-            layers += self._unit(w, 2 * w, stride=1)  # (N, 2w, H/2 - 1, W/2 - 1)
+            layers += _convolution(w, 2 * w, 4)  # (N, 2w, H/2 - 1, W/2 - 1)
             layers += [nn.Conv2d(2 * w, 1, 4, padding=1)]  # (N, 1, H/2 - 2, W/2 - 2)
         else:
             raise ValueError(f"head is 'image' or 'patch', not {head!r}")
@@ -170,14 +165,6 @@ class Discriminator(nn.Module):
 
     def forward(self, gray, color):
         return self.layers(torch.cat([gray, color], dim=1)).float()
-
-    @staticmethod
-    def _unit(channels_in, channels_out, stride):
-        return [
-            nn.Conv2d(channels_in, channels_out, 4, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.LeakyReLU(0.2, inplace=True),
-        ]
 
 
 class Classifier(nn.Module):
@@ -239,7 +226,7 @@ class VGG16(nn.Module):
             state = weights.get_state_dict(check_hash=True, weights_only=True)
             state = {name.removeprefix("features."): value for name, value in state.items()}
             self.layers.load_state_dict({name: state[name] for name in self.layers.state_dict()})
-        except Exception as error:  # what a damaged file can raise is without end
+        except Exception as error:  # a damaged file can raise almost anything
             file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise RunError(
                 f"the weights of vgg16_bn are not whole at {file} and could not be downloaded "
@@ -301,9 +288,12 @@ def mixed_precision(device, amp):
     return autocast, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
 
-def learning_rate(lr, step, steps):
-    """`lr` for the first half of all `steps`, then linearly down to 0, as in pix2pix."""
-    return lr * min(1.0, 2 * (1 - step / steps))
+def learning_rate(lr, progress):
+    """`lr` for the first half of the training, then linearly down to 0, as in pix2pix.
+
+    `progress` is the share of all steps that are done, from 0 to 1.
+    """
+    return lr * min(1.0, 2 * (1 - progress))
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -364,7 +354,7 @@ def load_checkpoint(path):
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} fails its CRC")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged archive can raise is without end
+    except Exception as error:  # a damaged file can raise almost anything
         raise RunError(
             f"{path} is damaged or no checkpoint ({first_line(error)}): use another, or train again"
         ) from error

@@ -12,6 +12,11 @@ one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is th
 With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D that ends in a
 softmax of two classes, as some write it, is the same thing: its loss is that of one logit, the
 difference of the two.
+
+A DCGAN makes pictures out of noise z. This G has none: it has x to start from, and pix2pix found
+that a G with both learns to ignore z. So a gray picture always gets the same colours. DCGAN and
+pix2pix also draw all first weights from a normal distribution, N(0, 0.02); here they are PyTorch's,
+which did as well in a trial.
 Papers: Radford et al., "DCGAN", 2015, arXiv:1511.06434; Isola et al., "pix2pix", 2017,
 arXiv:1611.07004.
 
@@ -37,28 +42,29 @@ def build_parser():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--epochs", type=data.number(int, 1, 100_000), default=20, help="(%(default)s)")
+    add("--epochs", type=data.number(int, 1, 100_000), default=20,
+        help="passes over the training pictures (%(default)s)")
     add("--lr", type=data.number(float, 1e-8, 10), default=2e-4,
-        help="Adam's, for both networks (%(default)s)")
-    add("--generator", choices=list(models.GENERATORS), default="maxpool",
-        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
-    add("--width", type=data.number(int, 1, 512), default=64,
-        help="channels of both networks' first layer (%(default)s)")
+        help="learning rate of both Adams; it falls to 0 over the second half (%(default)s)")
     add("--l1", type=data.number(float, 0, 1e6), default=100.0,
         help="weight of L1 against the adversarial loss (%(default)s)")
     add("--discriminator", choices=["image", "patch"], default="image",
         help="judge the whole picture, or each 16x16 patch (%(default)s)")
+    add("--generator", choices=list(models.GENERATORS), default="maxpool",
+        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
+    add("--width", type=data.number(int, 1, 512), default=64,
+        help="channels of both networks' first layers (%(default)s)")
     data.add_flags(parser)
     models.add_flags(parser, out="runs/gan")
     return parser
 
 
-def train(args, run, checkpoint):
+def train(args, run):
     device = models.choose_device(args.device)
     autocast, scaler = models.mixed_precision(device, args.amp)
     training, validation, dropped = data.load_training(args)
     batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
-    run.start(args.epochs, device, batches, validation.images.to(device), dropped)
+    run.start(args.epochs, batches, validation.images.to(device), dropped)
 
     torch.manual_seed(args.seed)
     channels = data.CHANNELS[args.color]
@@ -66,37 +72,30 @@ def train(args, run, checkpoint):
     generator = generator.to(device, memory_format=torch.channels_last)
     discriminator = models.Discriminator(channels, args.width, args.discriminator)
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
-    adam = {"lr": args.lr, "betas": (0.5, 0.999), "fused": True}
-    optimizer_g = torch.optim.Adam(generator.parameters(), **adam)
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
-    state = {"generator": generator, "optimizer_g": optimizer_g, "scaler": scaler,
-             "discriminator": discriminator, "optimizer_d": optimizer_d}
-    if checkpoint:
-        models.restore(checkpoint, **state)
-    run.save(run.done, **state)  # before the first step, so that there is always one to resume
-    steps = args.epochs * len(batches)
+    optimizer_g = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999), fused=True)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
+    run.keep(generator=generator, optimizer_g=optimizer_g, scaler=scaler,
+             discriminator=discriminator, optimizer_d=optimizer_d)
+    bce = F.binary_cross_entropy_with_logits
 
-    for epoch in range(run.done + 1, args.epochs + 1):
+    for epoch in run.stage(args.epochs):
         generator.train()
-        run.begin_epoch(epoch)
-        first_step = (epoch - 1) * len(batches)
-        for step, (gray, target) in enumerate(batches.epoch(epoch), first_step):
+        for gray, target in batches.epoch(epoch):
             for optimizer in (optimizer_g, optimizer_d):
-                optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, step, steps)
+                optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, run.progress)
             with autocast:
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
 
             # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
-            # Real and fake go through as separate batches: BatchNorm must not mix their statistics.
+            # Real and fake are separate batches: in one batch, BatchNorm would normalize them
+            # together, and each verdict would depend on how many of the others are fake.
             discriminator.requires_grad_(True)
             with autocast:
                 real_logits = discriminator(gray, target)
                 fake_logits = discriminator(gray, fake.detach())
-            d_real = F.binary_cross_entropy_with_logits(
-                real_logits, torch.full_like(real_logits, REAL_LABEL)
-            )
-            d_fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
-            optimizer_d.zero_grad(set_to_none=True)
+            d_real = bce(real_logits, torch.full_like(real_logits, REAL_LABEL))
+            d_fake = bce(fake_logits, torch.zeros_like(fake_logits))
+            optimizer_d.zero_grad()
             scaler.scale(d_real + d_fake).backward()
             scaler.step(optimizer_d)
 
@@ -104,16 +103,15 @@ def train(args, run, checkpoint):
             discriminator.requires_grad_(False)  # its gradients would be thrown away
             with autocast:
                 logits = discriminator(gray, fake)
-            adversarial = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+            adversarial = bce(logits, torch.ones_like(logits))
             l1 = F.l1_loss(fake, target)
-            optimizer_g.zero_grad(set_to_none=True)
+            optimizer_g.zero_grad()
             scaler.scale(adversarial + args.l1 * l1).backward()
             scaler.step(optimizer_g)
             scaler.update()
 
-            run.step(d_real=d_real, d_fake=d_fake, adversarial=adversarial, l1=l1)
+            run.log(d_real=d_real, d_fake=d_fake, adversarial=adversarial, l1=l1)
         run.end_epoch(generator)
-        run.save(epoch, **state)
 
 
 @evaluate.one_line_errors
@@ -121,7 +119,7 @@ def main(argv=None):
     args, checkpoint = models.parse_args(build_parser(), "train_gan", argv)
     models.check_discriminator(args)
     with evaluate.Run("train_gan", args, checkpoint) as run:
-        train(args, run, checkpoint)
+        train(args, run)
 
 
 if __name__ == "__main__":

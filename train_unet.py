@@ -31,60 +31,55 @@ def build_parser():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--epochs", type=data.number(int, 1, 100_000), default=20, help="(%(default)s)")
-    add("--lr", type=data.number(float, 1e-8, 10), default=1e-3, help="Adam's (%(default)s)")
+    add("--epochs", type=data.number(int, 1, 100_000), default=20,
+        help="passes over the training pictures (%(default)s)")
+    add("--lr", type=data.number(float, 1e-8, 10), default=1e-3,
+        help="learning rate of Adam; it falls to 0 over the second half (%(default)s)")
+    add("--loss", choices=["mse", "l1"], default="mse", help="the pixel loss (%(default)s)")
     add("--generator", choices=list(models.GENERATORS), default="maxpool",
         help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
     add("--width", type=data.number(int, 1, 512), default=64,
         help="channels of the U-Net at full resolution (%(default)s)")
-    add("--loss", choices=["mse", "l1"], default="mse", help="the pixel loss (%(default)s)")
     data.add_flags(parser)
     models.add_flags(parser, out="runs/unet")
     return parser
 
 
-def train(args, run, checkpoint):
+def train(args, run):
     device = models.choose_device(args.device)
     autocast, scaler = models.mixed_precision(device, args.amp)
     training, validation, dropped = data.load_training(args)
     batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
-    run.start(args.epochs, device, batches, validation.images.to(device), dropped)
+    run.start(args.epochs, batches, validation.images.to(device), dropped)
 
     torch.manual_seed(args.seed)
     generator = models.GENERATORS[args.generator](data.CHANNELS[args.color], args.width)
     generator = generator.to(device, memory_format=torch.channels_last)
     # Fused: one kernel updates all weights, and nothing waits for the device.
-    optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, fused=True)
-    state = {"generator": generator, "optimizer": optimizer, "scaler": scaler}
-    if checkpoint:
-        models.restore(checkpoint, **state)
-    run.save(run.done, **state)  # before the first step, so that there is always one to resume
+    optimizer = torch.optim.Adam(generator.parameters(), fused=True)
+    run.keep(generator=generator, optimizer=optimizer, scaler=scaler)
     pixel_loss = F.mse_loss if args.loss == "mse" else F.l1_loss
-    steps = args.epochs * len(batches)
 
-    for epoch in range(run.done + 1, args.epochs + 1):
+    for epoch in run.stage(args.epochs):
         generator.train()
-        run.begin_epoch(epoch)
-        first_step = (epoch - 1) * len(batches)
-        for step, (gray, target) in enumerate(batches.epoch(epoch), first_step):
-            optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, step, steps)
+        for gray, target in batches.epoch(epoch):
+            optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, run.progress)
             with autocast:
                 output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
             loss = pixel_loss(output, target)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            run.step(loss=loss)
+            run.log(loss=loss)
         run.end_epoch(generator)
-        run.save(epoch, **state)
 
 
 @evaluate.one_line_errors
 def main(argv=None):
     args, checkpoint = models.parse_args(build_parser(), "train_unet", argv)
     with evaluate.Run("train_unet", args, checkpoint) as run:
-        train(args, run, checkpoint)
+        train(args, run)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -160,21 +161,39 @@ def test_rows_and_figure_of_the_command(tiny, tmp_path, capsys):
 
 
 def test_the_figure_shows_best_and_worst_of_the_last_model(tiny, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(evaluate, "draw_comparison",
-                        lambda *args: drawn.append(args) or Image.new("RGB", (1, 1)))
-    run = tiny(train_unet.main)
+    def draw(generators, images, labels):
+        drawn.append((list(generators), images, labels))
+        return Image.new("RGB", (1, 1))
+
+    drawn, run = [], tiny(train_unet.main)
+    monkeypatch.setattr(evaluate, "draw_comparison", draw)
     evaluate.main(["--ckpt", str(run / "last.pt"), "--figure", str(tmp_path / "f.png")])
     generators, images, labels = drawn[-1]
     assert [title for title, _, _ in generators] == ["run"]
     assert labels == ["random"] * 8 + ["best"] * 3 + ["worst"] * 3
 
-    def psnrs(images):
-        return evaluate.measure(evaluate.colorize(generators[0][1], images, "rgb"))[1]
+    def gains(images):  # in dB, over no colour at all
+        psnrs = [evaluate.measure(evaluate.colorize(generator, images, "rgb"))[1]
+                 for generator in (generators[0][1], None)]
+        return psnrs[0] - psnrs[1]
 
-    ranked = psnrs(data.load_pictures("shapes", "", 32, train=False).images).sort().values
-    assert torch.allclose(psnrs(images[8:11]), ranked[-3:].flip(0), atol=1e-3)
-    assert torch.allclose(psnrs(images[11:]), ranked[:3], atol=1e-3)
+    ranked = gains(data.load_pictures("shapes", "", 32, train=False).images).sort().values
+    assert torch.allclose(gains(images[8:11]), ranked[-3:].flip(0), atol=1e-3)
+    assert torch.allclose(gains(images[11:]), ranked[:3], atol=1e-3)
+
+
+def test_one_checkpoint_is_in_memory_at_a_time(tiny, tmp_path, monkeypatch):
+    alive, load = weakref.WeakSet(), models.load_generator
+
+    def spy(path, device):
+        assert not alive
+        generator = load(path, device)
+        alive.add(generator)
+        return generator
+
+    monkeypatch.setattr(models, "load_generator", spy)
+    last = str(tiny(train_unet.main) / "last.pt")
+    evaluate.main(["--ckpt", *[last] * 5, "--figure", str(tmp_path / "f.png")])
 
 
 def test_the_figure_is_gray_then_models_then_truth():

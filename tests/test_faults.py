@@ -128,7 +128,7 @@ def make_world():
     train_nogan.main(["--dataset", "shapes", "--limit", "20", "--width", "2", "--out", "nogan",
                       *epochs(train_nogan.main, 1)])
     checkpoint = models.load_checkpoint("nogan/last.pt")
-    del checkpoint["critic"]
+    del checkpoint["discriminator"]
     torch.save({**checkpoint, "epoch": 3}, "nocritic.pt")
     torch.save({"model": {}}, "other.pt")
     torch.save({"format": 99}, "newer.pt")
@@ -347,7 +347,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_weights(script, tiny, tmp_p
     script.main(["--resume", str(killed)])
     resumed = models.load_checkpoint(killed)
     assert resumed.keys() == whole.keys()
-    for network in {"generator", "discriminator", "critic", "features"} & whole.keys():
+    for network in {"generator", "discriminator", "feature_network"} & whole.keys():
         for name, tensor in whole[network].items():
             assert torch.equal(resumed[network][name], tensor), name
 

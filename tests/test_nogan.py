@@ -128,16 +128,16 @@ def test_each_stage_is_announced_and_has_its_own_numbers(tiny, capsys):
 
 def saved_states(monkeypatch):
     """What each later run saves: a list of (stage, epoch, state_dicts by name)."""
-    saves, save = [], evaluate.Run.save
+    saves, save = [], models.save_checkpoint
 
-    def spy(self, epoch, **state):
+    def spy(path, script, args, epoch, history, **state):
         copies = {name: {key: value.clone() if torch.is_tensor(value) else value
                          for key, value in state[name].state_dict().items()}
-                  for name in ("generator", "critic", "features")}
-        saves.append((self.stage, epoch, copies))
-        save(self, epoch, **state)
+                  for name in ("generator", "discriminator", "feature_network")}
+        saves.append((state["stage"], epoch, copies))
+        save(path, script, args, epoch, history, **state)
 
-    monkeypatch.setattr(evaluate.Run, "save", spy)
+    monkeypatch.setattr(models, "save_checkpoint", spy)
     return saves
 
 
@@ -145,12 +145,13 @@ def test_each_stage_trains_its_networks_and_leaves_the_others_bit_identical(tiny
     saves = saved_states(monkeypatch)
     tiny(train_nogan.main)
     assert [(stage, epoch) for stage, epoch, _ in saves] == [
-        (None, 0), ("classifier", 1), ("generator", 2), ("critic", 3), ("gan", 4)]
+        ("classifier", 0), ("classifier", 1), ("generator", 2), ("critic", 3), ("gan", 4)]
     changed = []
     for (_, _, before), (_, _, after) in zip(saves, saves[1:]):
         changed.append({name for name in after if not all(
             torch.equal(before[name][key], after[name][key]) for key in after[name])})
-    assert changed == [{"features"}, {"generator"}, {"critic"}, {"generator", "critic"}]
+    assert changed == [{"feature_network"}, {"generator"}, {"discriminator"},
+                       {"generator", "discriminator"}]
 
 
 def test_the_critic_alone_teaches_the_generator_too(tiny, monkeypatch):
@@ -161,20 +162,24 @@ def test_the_critic_alone_teaches_the_generator_too(tiny, monkeypatch):
 
 
 def test_the_critic_learns_from_pictures_of_the_generator_in_eval_mode(tiny, monkeypatch):
-    modes, forward = [], models.UNet.forward
+    paintings, forward = [], models.UNet.forward
+    losses = train_nogan.discriminator_losses
 
-    def spy(self, gray):
-        modes.append(("painting", self.training) if stage() == "critic" else stage())
-        return forward(self, gray)
+    def paint(self, gray):
+        paintings.append((self.training, forward(self, gray)))
+        return paintings[-1][1]
 
-    runs, begin = [], evaluate.Run.begin_stage
-    monkeypatch.setattr(evaluate.Run, "begin_stage",
-                        lambda self, *args: runs.append(self) or begin(self, *args))
-    stage = lambda: runs[-1].stage  # noqa: E731
-    monkeypatch.setattr(models.UNet, "forward", spy)
+    def judge(discriminator, gray, target, fake, autocast):
+        in_training, painted = paintings[-1]
+        judged.append(in_training)
+        assert torch.equal(fake, painted) and not fake.requires_grad
+        return losses(discriminator, gray, target, fake, autocast)
+
+    judged = []
+    monkeypatch.setattr(models.UNet, "forward", paint)
+    monkeypatch.setattr(train_nogan, "discriminator_losses", judge)
     tiny(train_nogan.main, "--critic-epochs", 3)
-    assert modes.count(("painting", False)) == 2  # training and validation pictures, once each
-    assert ("painting", True) not in modes
+    assert judged == [False] * 12 + [True] * 4  # the critic alone, then both together
 
 
 def test_each_loss_has_the_target_of_its_formula(tiny, monkeypatch):
@@ -212,7 +217,7 @@ def test_real_and_painted_pictures_come_with_the_same_gray_and_never_in_one_batc
     for (gray, real), (same_gray, fake) in zip(alone[::2], alone[1::2]):
         assert torch.equal(gray, same_gray)
         assert (data.luma(real) - gray).abs().max() < 1e-5
-        assert (fake - gray).abs().max() <= 1 / 255 + 1e-5  # it was kept in bytes
+        assert torch.equal(fake, gray.expand_as(fake))
     assert all(torch.equal(fake, gray.expand_as(fake)) for gray, fake in together[1::3])
 
 
@@ -262,23 +267,23 @@ def test_the_gan_stage_trains_at_its_own_rate_with_fresh_moments(tiny, monkeypat
 
 def test_the_critics_accuracy_is_on_batches_as_in_training_and_leaves_it_unchanged():
     torch.manual_seed(0)
-    critic = models.Discriminator(3, width=4)
+    critic, generator = models.Discriminator(3, width=4), models.UNet(3, width=4).eval()
     before = {name: value.clone() for name, value in critic.state_dict().items()}
     images = torch.randint(256, (23, 3, 32, 32), dtype=torch.uint8)
-    real, fake = (data.Batches(x, "rgb", 8, 0) for x in (images, 255 - images))
-    accuracy = train_nogan.critic_accuracy(critic, real.epoch(1), fake.epoch(1))
+    batches = data.Batches(images, "rgb", 8, 0)
+    accuracy = train_nogan.discriminator_accuracy(critic, generator, batches.epoch(1))
     assert all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
     right = []
-    for (gray, target), (_, painted) in zip(real.epoch(1), fake.epoch(1)):
+    for gray, target in batches.epoch(1):
         right += (critic(gray, target) > 0).flatten().tolist()  # in training mode
-        right += (critic(gray, painted) <= 0).flatten().tolist()
+        right += (critic(gray, generator(gray)) <= 0).flatten().tolist()
     assert len(right) == 46
     assert accuracy == pytest.approx(np.mean(right))
 
 
 def test_a_critic_that_tells_little_is_warned_of(tiny, capsys, monkeypatch):
     for accuracy, warned in ((0.79, True), (0.81, False)):
-        monkeypatch.setattr(train_nogan, "critic_accuracy", lambda *args: accuracy)
+        monkeypatch.setattr(train_nogan, "discriminator_accuracy", lambda *args: accuracy)
         tiny(train_nogan.main, out=str(accuracy))
         assert ("raise --critic-epochs" in capsys.readouterr().err) == warned
 
@@ -287,7 +292,7 @@ def test_imagenet_features_are_kept_in_the_checkpoint(tiny, imagenet, monkeypatc
     run = tiny(train_nogan.main, "--features", "vgg16_bn", "--limit", 20, "--batch-size", 8)
     checkpoint = models.load_checkpoint(run / "last.pt")
     assert checkpoint["stage"] == "gan" and checkpoint["epoch"] == 3
-    kept = checkpoint["features"]["layers.40.weight"]
+    kept = checkpoint["feature_network"]["layers.40.weight"]
     assert torch.equal(kept, imagenet["features.40.weight"])
     monkeypatch.setattr(models.VGG16, "load_imagenet", None)  # not needed again
     train_nogan.main(["--resume", str(run / "last.pt"), "--gan-epochs", "2"])
@@ -340,7 +345,7 @@ def test_pictures_of_other_classes_do_not_fit_on_resuming(tiny, tmp_path, fails)
     torch.save(checkpoint, run / "last.pt")
     line = fails(train_nogan.main, ["--resume", run / "last.pt", "--gan-epochs", 2, "--data-dir",
                                     tmp_path / "classes"])
-    assert "features does not fit" in line
+    assert "feature_network does not fit" in line
 
 
 def test_a_stage_that_is_over_cannot_be_prolonged(tiny, fails):

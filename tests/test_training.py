@@ -24,7 +24,7 @@ CIFAR10 = Path(__file__).resolve().parents[1] / "datasets" / "cifar10"
 
 def weights(run):
     checkpoint = models.load_checkpoint(run / "last.pt")
-    networks = ("generator", "discriminator", "critic", "features")
+    networks = ("generator", "discriminator", "feature_network")
     return {f"{network}.{name}": tensor for network in networks
             for name, tensor in checkpoint.get(network, {}).items()}
 
@@ -182,7 +182,7 @@ def test_l1_keeps_the_generator_near_the_truth(tiny):
 
 
 def test_the_learning_rate_is_constant_then_falls_to_nothing():
-    rates = [models.learning_rate(0.1, step, 100) for step in range(100)]
+    rates = [models.learning_rate(0.1, step / 100) for step in range(100)]
     assert rates[:51] == [0.1] * 51
     assert rates[75] == pytest.approx(0.05) and rates[99] == pytest.approx(0.002)
 
@@ -239,14 +239,14 @@ UNINTERRUPTED = {}  # by script: weights and log of two epochs a stage, made onc
 
 def interrupt_at(epoch, monkeypatch, error):
     """Raise `error` in the middle of an epoch."""
-    step = evaluate.Run.step
+    log = evaluate.Run.log
 
     def stop(self, **losses):
-        step(self, **losses)
+        log(self, **losses)
         if self.epoch == epoch and self.epoch_steps == 2:
             raise error
 
-    monkeypatch.setattr(evaluate.Run, "step", stop)
+    monkeypatch.setattr(evaluate.Run, "log", stop)
 
 
 @pytest.mark.parametrize("script, at", [
@@ -329,10 +329,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(
         poison = epochs[0] == 2 and torch.is_grad_enabled()
         return gray, target * float("nan") if poison else target
 
-    epochs = [0]
-    begin = evaluate.Run.begin_epoch
-    monkeypatch.setattr(evaluate.Run, "begin_epoch",
-                        lambda self, epoch: epochs.__setitem__(0, epoch) or begin(self, epoch))
+    epochs, order = [0], data.Batches.epoch
+    monkeypatch.setattr(data.Batches, "epoch",
+                        lambda self, epoch: epochs.__setitem__(0, epoch) or order(self, epoch))
     monkeypatch.setattr(data, "to_gray_and_target", poisoned)
     line = fails(lambda argv: tiny(train_gan.main, "--epochs", 3), [])
     assert "not finite in epoch 2" in line and "holds epoch 1" in line
