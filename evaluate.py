@@ -15,6 +15,7 @@ last model gains and loses most against gray. `--json FILE` saves the rows.
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import io
@@ -22,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -37,6 +39,7 @@ import data
 import models
 
 READ_EVERY = 50  # steps between two looks at the losses: each look waits for the device
+BATCH_PIXELS = 256 * 32 * 32  # of pictures that are evaluated at once: as many as memory is for
 FIGURE_RANDOM, FIGURE_EXTREME = 8, 3  # rows: random ones; best and worst ones, each
 BAND_PIXELS = 2**16  # of a photo that are in colour conversion at once: they fit the cache
 
@@ -122,14 +125,19 @@ def measure(pairs):
         histograms = histograms + torch.stack([ab_histogram(lab), ab_histogram(true_lab)]).cpu()
     rows = torch.cat(rows)
     metrics = dict(zip(columns, rows.mean(dim=0).tolist()))
-    of_truth = max(metrics.pop("colorfulness_of_truth"), 1e-6)  # 0 where all of it is gray
+    of_truth = metrics.pop("colorfulness_of_truth") or math.nan  # 0 where all of it is gray
     metrics["colorfulness_ratio"] = metrics["colorfulness"] / of_truth
     metrics["ab_jsd"] = jensen_shannon(*histograms)
     return metrics, rows[:, list(columns).index("psnr")]
 
 
+def in_batches(images, batch_size=None):
+    """Split (N, 3, H, W) into batches of BATCH_PIXELS pixels, but of one picture at least."""
+    return images.split(batch_size or max(1, BATCH_PIXELS // images[0, 0].numel()))
+
+
 @torch.inference_mode()
-def colorize(generator, images, color, batch_size=256):
+def colorize(generator, images, color, batch_size=None):
     """Yield (output, truth) batches of RGB in [0, 1] for uint8 images (N, 3, H, W).
 
     `generator` is put in eval mode; its device is where it happens. None stands for no colour at
@@ -138,7 +146,7 @@ def colorize(generator, images, color, batch_size=256):
     device = images.device if generator is None else next(generator.parameters()).device
     if generator is not None:
         generator.eval()
-    for batch in images.split(batch_size):
+    for batch in in_batches(images, batch_size):
         batch = batch.to(device)
         truth = batch.float() / 255
         if generator is None:
@@ -186,13 +194,39 @@ def draw_comparison(generators, images, row_labels=()):
     """gray | each model | truth: `generators` are (title, generator, color), taken one by one."""
     columns = []
     for title, generator, color in itertools.chain([("gray", None, "rgb")], generators):
-        output, truth = next(colorize(generator, images, color, len(images)))
-        columns.append((title, output))
+        outputs, truths = zip(*colorize(generator, images, color))
+        columns.append((title, torch.cat(outputs)))
         del generator  # before the next one is loaded
-    return draw_figure([*columns, ("truth", truth)], row_labels)
+    return draw_figure([*columns, ("truth", torch.cat(truths))], row_labels)
+
+
+def save_picture(picture, path):
+    """Save a PIL picture in the format that the suffix names, or as PNG where it names none."""
+    kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
+    if kind not in Image.SAVE:
+        raise models.RunError(f"{path} cannot be written as {kind}: choose the suffix .png")
+    with models.replacing(path) as file:
+        picture.save(file, kind)
 
 
 # -------------------------------------------------------------------------------- a training run
+
+
+def add_flags(parser, out):
+    """The flags of every training script about the U-Net, the machine and the run folder."""
+    add = parser.add_argument
+    add("--generator", choices=list(models.GENERATORS), default="maxpool",
+        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
+    add("--width", type=data.number(int, 1, 512), default=64,
+        help="channels of the networks' first layers; time grows with its square (%(default)s)")
+    add("--device", default="auto", help="auto is cuda, else mps, else cpu (%(default)s)")
+    add("--amp", choices=["auto", "on", "off"], default="auto",
+        help="mixed precision: auto is on with CUDA and off elsewhere (%(default)s)")
+    add("--out", default=out, metavar="DIR", help="the run folder (%(default)s)")
+    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    add("--keep-every", type=data.number(int, 1, 100_000), metavar="N",
+        help="also keep the checkpoint of every N-th epoch, as epoch_NNN.pt")
+    add("--resume", metavar="CKPT", help="go on from a last.pt, with all its flags, in its folder")
 
 
 class Run:
@@ -216,22 +250,30 @@ class Run:
         self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
         self.done = checkpoint["epoch"] if checkpoint else 0
         self.stage_name, self.until = None, 0  # of the stage begun last; its last epoch
-        resumes_itself = args.resume and Path(args.resume).resolve() == self.last.resolve()
-        self.saved = bool(resumes_itself)
-        if self.last.exists() and not (resumes_itself or args.overwrite):
+        self.saved = args.resume and Path(args.resume).resolve() == self.last.resolve()
+        kept = ("last.pt", "epoch_*.pt", "log.csv", "samples")
+        if not (self.saved or args.overwrite) and any(any(self.out.glob(name)) for name in kept):
             raise models.RunError(
                 f"{self.out} holds a run: go on with --resume {self.last}, replace it with "
                 "--overwrite, or choose another --out"
             )
 
     def __enter__(self):
+        self.new_folders = [path for path in (self.out, *self.out.parents) if not path.exists()]
+        self.lock = models.claim(self.out)
         return self
 
     def __exit__(self, kind, error, traceback):
+        os.close(self.lock)
+        if not self.saved:
+            for folder in self.new_folders:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
         if kind and sys.stdout.isatty():
             print()  # below the progress line
-        if kind is KeyboardInterrupt:
-            resume = f"go on with python {self.script}.py --resume {self.last}"
+        if kind in (KeyboardInterrupt, BrokenPipeError):
+            last = f'"{self.last}"' if " " in str(self.last) else self.last
+            resume = f"go on with python {self.script}.py --resume {last}"
             what_now = resume if self.saved else "nothing was saved yet"
             print(f"interrupted: {what_now}", file=sys.stderr)
 
@@ -239,6 +281,12 @@ class Run:
         """Print what the run runs on; `epochs` are those of all stages."""
         self.epochs, self.batches, self.validation = epochs, batches, validation
         self.device, args, count = batches.images.device, self.args, len(batches.images)
+        self.pictures = data.fingerprint(batches.images)
+        if self.checkpoint and self.checkpoint.get("pictures", self.pictures) != self.pictures:
+            raise models.RunError(
+                f"the training pictures are not those that {args.resume} was trained on, and would "
+                "mix with its validation pictures: restore them, or start a new run"
+            )
         dtype = models.amp_dtype(self.device, args.amp) or torch.float32
         cuda = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if cuda else self.device.type
@@ -298,8 +346,10 @@ class Run:
         self.losses = dict(zip(losses, means))  # the epoch's means so far, by name
         self._stop_unless_finite(self.losses)
         if sys.stdout.isatty():
-            print(f"\r\x1b[Kepoch {self.epoch}/{self.epochs} step {self.epoch_steps}/"
-                  f"{len(self.batches)}  {_numbers(self.losses)}", end="", flush=True)
+            line = (f"epoch {self.epoch}/{self.epochs} step {self.epoch_steps}/"
+                    f"{len(self.batches)}  {_numbers(self.losses)}")
+            columns = shutil.get_terminal_size().columns  # a longer line could not be cleared
+            print(f"\r\x1b[K{line[: columns - 1]}", end="", flush=True)
         first_look = self.steps - self.resumed_at == self.epoch_steps <= READ_EVERY
         if first_look and self.device.type == "cpu" and self._seconds_left() > 3600:
             half = models.amp_dtype(self.device, self.args.amp) is not None
@@ -342,21 +392,26 @@ class Run:
             grid = draw_comparison(
                 [("output", generator, self.args.color)], pictures[:FIGURE_RANDOM]
             )
-            with models.replacing(self.out / "samples" / f"epoch_{self.epoch:03d}.png") as file:
-                grid.save(file, "PNG")
+            save_picture(grid, self.out / "samples" / f"epoch_{self.epoch:03d}.png")
         self.save(self.epoch)
 
     def save(self, epoch):
-        """Write last.pt, then log.csv to match."""
+        """Write last.pt, and epoch_NNN.pt where it is kept, then log.csv to match."""
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
-        state = {**self.state, **self.stage_state}
+        args["data_dir"] = os.path.abspath(self.args.data_dir)  # wherever it is resumed
+        state = {**self.state, **self.stage_state, "pictures": self.pictures}
         if self.stage_name:
             state["stage"] = self.stage_name
-        models.save_checkpoint(self.last, self.script, args, epoch, self.history, **state)
-        if not self.saved:  # with --overwrite, the samples there are another run's
-            for sample in (self.out / "samples").glob("epoch_*.png"):
-                sample.unlink()
+
+        def save_as(path):
+            models.save_checkpoint(path, self.script, args, epoch, self.history, **state)
+
+        save_as(self.last)
+        if not self.saved:
+            self._remove_other_epochs(epoch)
         self.saved = True
+        if self.args.keep_every and epoch and epoch % self.args.keep_every == 0:
+            save_as(self.out / f"epoch_{epoch:03d}.pt")
         table = io.StringIO(newline="")
         columns = dict.fromkeys(name for row in self.history for name in row)
         writer = csv.DictWriter(table, columns or ["epoch"])
@@ -364,6 +419,15 @@ class Run:
         writer.writerows(self.history)
         with models.replacing(self.out / "log.csv") as file:
             file.write(table.getvalue().encode())
+
+
+    def _remove_other_epochs(self, epoch):
+        """With --overwrite: the samples and kept checkpoints of another run, or of later epochs."""
+        resume = self.args.resume
+        same_run = resume and Path(resume).resolve().parent == self.out.resolve()
+        for path in [*self.out.glob("samples/epoch_*.png"), *self.out.glob("epoch_*.pt")]:
+            if not (same_run and int(path.stem.removeprefix("epoch_")) <= epoch):
+                path.unlink()
 
 
 def _numbers(values):
@@ -381,6 +445,9 @@ def one_line_errors(main):
             return main(argv)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+        except BrokenPipeError:  # the reader of standard output is gone, as after `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
         except (RuntimeError, MemoryError) as error:
             exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
             words = "allocate memory", "out of memory"  # torch's, on a CPU and on MPS
@@ -497,12 +564,13 @@ def build_parser():
     )
     add = parser.add_argument
     add("--ckpt", nargs="+", required=True, metavar="CKPT", help="last.pt of one or more runs")
-    add("--figure", default="comparison.png", metavar="PNG", help="the figure (%(default)s)")
+    add("--figure", metavar="PNG", help="the figure (comparison.png)")
     add("--json", metavar="FILE", help="save the rows as a JSON list")
     add("--dataset", choices=["cifar10", "folder", "shapes"], help="default: the checkpoint's")
     add("--data-dir", metavar="DIR", help="default: the checkpoint's")
     add("--size", type=data.picture_size, help="default: the checkpoint's")
     add("--seed", type=data.number(int, 0, 2**32 - 1), default=0, help="of the pictures shown")
+    add("--batch-size", type=data.number(int, 1, 10**6), help="default: as many as 256 of 32x32")
     add("--device", default="auto", help="auto is cuda, else mps, else cpu")
     add("--images", nargs="+", metavar="PHOTO", help="colorize these files and folders instead")
     add("--out-dir", default="colorized", metavar="DIR", help="into this folder (%(default)s)")
@@ -539,6 +607,8 @@ def main(argv=None):
     device = models.choose_device(args.device)
     if args.images and len(args.ckpt) > 1:
         raise models.RunError(f"--images takes one --ckpt, not {len(args.ckpt)}: name the one")
+    if args.images and (args.json or args.figure):
+        raise models.RunError("--json and --figure do not go with --images: leave them out")
     trained = [models.load_checkpoint(path)["args"] for path in args.ckpt]
     if args.images:
         return colorize_photos(args, models.load_generator(args.ckpt[0], device), trained[0])
@@ -550,7 +620,9 @@ def main(argv=None):
     rows, psnrs, width = [], [], max(map(len, args.ckpt))
     for path, flags in [(None, {"color": "rgb"}), *zip(args.ckpt, trained)]:
         generator = load(path) if path else None
-        metrics, psnr_of_each = measure(colorize(generator, images, flags["color"]))
+        metrics, psnr_of_each = measure(
+            colorize(generator, images, flags["color"], args.batch_size)
+        )
         if not rows:
             print(" " * width, *(f"{key:>7}" for key in metrics))
         cells = (f"{value:{max(len(key), 7)}.4f}" for key, value in metrics.items())
@@ -559,7 +631,9 @@ def main(argv=None):
         psnrs.append(psnr_of_each)
         del generator  # before the next one is loaded: memory is for one
 
-    if args.json:
+    if args.json:  # which has no nan
+        rows = [{key: None if value != value else value for key, value in row.items()}
+                for row in rows]
         with models.replacing(args.json) as file:
             file.write((json.dumps(rows, indent=2) + "\n").encode())
 
@@ -568,12 +642,14 @@ def main(argv=None):
     worst_first = (psnrs[-1] - psnrs[0]).argsort().tolist()
     best, worst = worst_first[::-1][:FIGURE_EXTREME], worst_first[:FIGURE_EXTREME]
     labels = ["random"] * len(random) + ["best"] * len(best) + ["worst"] * len(worst)
-    systems = ((Path(path).resolve().parent.name, load(path), flags["color"])
-               for path, flags in zip(args.ckpt, trained))
+    paths = [Path(path).resolve() for path in args.ckpt]
+    folders = [path.parent for path in paths]
+    titles = [path.stem if folders.count(path.parent) > 1 else path.parent.name for path in paths]
+    systems = ((title, load(path), flags["color"])
+               for title, path, flags in zip(titles, paths, trained))
     figure = draw_comparison(systems, images[random + best + worst], labels)
-    with models.replacing(args.figure) as file:
-        figure.save(file, "PNG")
-    print(f"drew {args.figure}")
+    save_picture(figure, args.figure or "comparison.png")
+    print(f"drew {args.figure or 'comparison.png'}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import argparse
 import contextlib
 import os
 import sys
+import textwrap
+import time
 import zipfile
 from pathlib import Path
 
@@ -24,7 +26,8 @@ CHECKPOINT_FORMAT = 1
 CHECKPOINT_KEYS = {  # what every script saves
     "script": str, "args": dict, "epoch": int, "history": list, "generator": dict
 }
-MAY_CHANGE = {"device", "amp", "data_dir", "out"}  # on --resume: where it runs, not what is learned
+# On --resume: where it runs and what it keeps may change, not what is learned.
+MAY_CHANGE = {"device", "amp", "data_dir", "out", "keep_every"}
 
 
 class RunError(Exception):
@@ -32,9 +35,10 @@ class RunError(Exception):
 
 
 def first_line(error):
-    """What an exception says, without what follows in further lines."""
+    """What an exception says, without what follows in further lines and after 200 letters."""
     first, *more = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+    first = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+    return textwrap.shorten(first, 200, placeholder=" ...")
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -237,17 +241,6 @@ class VGG16(nn.Module):
 # ------------------------------------------------------------------------ where and how they train
 
 
-def add_flags(parser, out):
-    """The flags of every training script that are about the machine and the run folder."""
-    add = parser.add_argument
-    add("--device", default="auto", help="auto is cuda, else mps, else cpu (%(default)s)")
-    add("--amp", choices=["auto", "on", "off"], default="auto",
-        help="mixed precision: auto is on with CUDA and off elsewhere (%(default)s)")
-    add("--out", default=out, metavar="DIR", help="the run folder (%(default)s)")
-    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    add("--resume", metavar="CKPT", help="go on from a last.pt, with all its flags")
-
-
 def choose_device(name):
     """A torch.device from --device; "auto" is CUDA, else MPS, else the CPU. Raises RunError.
 
@@ -260,7 +253,7 @@ def choose_device(name):
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     try:
         device = torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # each kind of device has errors of its own
         raise RunError(
             f"--device {name} cannot be used: use --device auto or cpu ({first_line(error)})"
         )
@@ -303,26 +296,64 @@ def learning_rate(lr, progress):
 def replacing(path):
     """A binary file beside `path` (parents are made), renamed over it once it is whole and flushed.
 
-    A crash at any moment leaves the old file whole. Raises RunError where it cannot be written.
+    A crash at any moment leaves the old file whole, and two processes never write into one file.
+    Raises RunError where it cannot be written.
     """
-    beside = Path(f"{path}.new")
+    beside = Path(f"{path}.{os.getpid()}.new")
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        _rename(beside, path)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError):  # torch.save's, for whatever stopped it
             error = error.__context__ or error
         if isinstance(error, KeyboardInterrupt):
             raise error from None
-        reason = first_line(error)
-        raise RunError(f"cannot write {path}: make room, or choose another place ({reason})")
+        raise RunError(f"cannot write {path}: make room, close the program that holds it, or choose "
+                       f"another place ({first_line(error)})")
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def claim(folder):
+    """Make a run's folder and keep other runs out of it until what this returns is closed.
+
+    The claim ends with the process, too, however it ends. Raises RunError where another run has it
+    or where it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write into {folder}")
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: choose another place ({first_line(error)})")
+    try:
+        if os.name == "nt":  # Windows deletes a temporary file with the process that has it open
+            lock = os.open(folder / "claimed", os.O_CREAT | os.O_EXCL | os.O_TEMPORARY)
+        else:
+            import fcntl
+
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileExistsError):
+        raise RunError(f"another run writes into {folder}: wait for it, or choose another --out")
+    for leftover in folder.glob("*.pt.*.new"):  # of a run that was killed while it saved
+        leftover.unlink()
+    return lock
+
+
+def _rename(beside, path, attempts=10):
+    try:
+        os.replace(beside, path)
+    except PermissionError:  # Windows, while a program such as a virus scanner has the file open
+        if attempts == 1:
+            raise
+        time.sleep(0.2)
+        _rename(beside, path, attempts - 1)
 
 
 def save_checkpoint(path, script, args, epoch, history, **state):
@@ -403,6 +434,7 @@ def parse_args(parser, script, argv, stages=()):
         raise RunError(f"{args.resume} is a run of {checkpoint['script']}.py: resume it with that")
     saved, stage = checkpoint["args"], checkpoint.get("stage")
     past = {f"{name}_epochs" for name in stages[: stages.index(stage) if stage in stages else 0]}
+    saved["out"] = str(Path(args.resume).parent)  # wherever the folder now lies
     args = parser.parse_args(argv, argparse.Namespace(**saved))
     for name, before in saved.items():
         given, flag = getattr(args, name), "--" + name.replace("_", "-")

@@ -50,12 +50,8 @@ def build_parser():
         help="weight of L1 against the adversarial loss (%(default)s)")
     add("--discriminator", choices=["image", "patch"], default="image",
         help="judge the whole picture, or each 16x16 patch (%(default)s)")
-    add("--generator", choices=list(models.GENERATORS), default="maxpool",
-        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
-    add("--width", type=data.number(int, 1, 512), default=64,
-        help="channels of both networks' first layers (%(default)s)")
     data.add_flags(parser)
-    models.add_flags(parser, out="runs/gan")
+    evaluate.add_flags(parser, out="runs/gan")
     return parser
 
 

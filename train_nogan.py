@@ -55,14 +55,10 @@ def build_parser():
         help="phi: trained here on the pictures' labels, or ImageNet's, downloaded (%(default)s)")
     add("--feature-weight", type=data.number(float, 0, 1e6), default=300.0,
         help="weight of the feature loss against the adversarial loss in (3) (%(default)s)")
-    add("--generator", choices=list(models.GENERATORS), default="maxpool",
-        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
-    add("--width", type=data.number(int, 1, 512), default=64,
-        help="channels of the networks' first layers (%(default)s)")
     add("--discriminator", choices=["image", "patch"], default="image",
         help="judge the whole picture, or each 16x16 patch (%(default)s)")
     data.add_flags(parser)
-    models.add_flags(parser, out="runs/nogan")
+    evaluate.add_flags(parser, out="runs/nogan")
     return parser
 
 
@@ -91,7 +87,7 @@ def discriminator_losses(discriminator, gray, target, fake, autocast):
 def classifier_accuracy(classifier, images, labels):
     """Share of uint8 images (N, 3, H, W) whose label (N,) has the largest logit."""
     classifier.eval()
-    guesses = [classifier(batch / 255).argmax(dim=1) for batch in images.split(256)]
+    guesses = [classifier(batch / 255).argmax(dim=1) for batch in evaluate.in_batches(images)]
     return (torch.cat(guesses) == labels).float().mean().item()
 
 

@@ -36,12 +36,8 @@ def build_parser():
     add("--lr", type=data.number(float, 1e-8, 10), default=1e-3,
         help="learning rate of Adam; it falls to 0 over the second half (%(default)s)")
     add("--loss", choices=["mse", "l1"], default="mse", help="the pixel loss (%(default)s)")
-    add("--generator", choices=list(models.GENERATORS), default="maxpool",
-        help="the U-Net's way down: pooling, or strided convolutions (%(default)s)")
-    add("--width", type=data.number(int, 1, 512), default=64,
-        help="channels of the U-Net at full resolution (%(default)s)")
     data.add_flags(parser)
-    models.add_flags(parser, out="runs/unet")
+    evaluate.add_flags(parser, out="runs/unet")
     return parser
 
 

@@ -117,8 +117,9 @@ def test_identical_pictures_are_perfect():
 def test_a_gray_picture_has_no_colorfulness():
     gray = torch.rand(3, 1, 32, 32).expand(-1, 3, -1, -1)
     assert evaluate.colorfulness(gray).abs().max() < 1e-4
-    metrics, _ = evaluate.measure([(gray, gray)])  # a gray truth divides nothing by 0
-    assert all(map(math.isfinite, metrics.values()))
+    metrics, _ = evaluate.measure([(gray, gray)])
+    ratio = metrics.pop("colorfulness_ratio")  # to a truth without colour: there is none
+    assert math.isnan(ratio) and all(map(math.isfinite, metrics.values()))
 
 
 def test_disjoint_colors_diverge_by_one_bit():
@@ -196,6 +197,50 @@ def test_one_checkpoint_is_in_memory_at_a_time(tiny, tmp_path, monkeypatch):
     evaluate.main(["--ckpt", *[last] * 5, "--figure", str(tmp_path / "f.png")])
 
 
+def test_a_ratio_that_does_not_exist_is_null_in_json(tiny, tmp_path, capsys):
+    (tmp_path / "gray" / "test").mkdir(parents=True)
+    Image.linear_gradient("L").resize((32, 32)).save(tmp_path / "gray" / "test" / "1.png")
+    last = tiny(train_unet.main) / "last.pt"
+    evaluate.main(["--ckpt", str(last), "--dataset", "folder", "--data-dir", str(tmp_path / "gray"),
+                   "--figure", str(tmp_path / "f.png"), "--json", str(tmp_path / "rows.json")])
+    assert " nan " in capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text(), parse_constant=pytest.fail)
+    assert [row["colorfulness_ratio"] for row in rows] == [None, None]
+
+
+def test_checkpoints_of_one_folder_are_told_apart_by_their_names(tiny, tmp_path, monkeypatch):
+    titles, draw = [], evaluate.draw_figure
+    monkeypatch.setattr(evaluate, "draw_figure", lambda columns, labels: titles.append(
+        [title for title, _ in columns]) or draw(columns, labels))
+    run, other = tiny(train_unet.main, "--epochs", 2, "--keep-every", 1), tiny(
+        train_unet.main, out="other")
+    checkpoints = [run / "epoch_001.pt", other / "last.pt", run / "last.pt"]
+    evaluate.main(["--ckpt", *map(str, checkpoints), "--figure", str(tmp_path / "f.png")])
+    assert titles[-1] == ["gray", "epoch_001", "other", "last", "truth"]
+
+
+def test_the_batch_size_changes_nothing_but_the_batches(tiny, tmp_path, monkeypatch):
+    last, rows, sizes = str(tiny(train_unet.main) / "last.pt"), [], set()
+    forward = models.UNet.forward
+    monkeypatch.setattr(models.UNet, "forward",
+                        lambda self, x: sizes.add(len(x)) or forward(self, x))
+    for flags in ([], ["--batch-size", "7"]):
+        sizes.clear()
+        evaluate.main(["--ckpt", last, *flags, "--figure", str(tmp_path / "f.png"),
+                       "--json", str(tmp_path / "rows.json")])
+        rows.append(json.loads((tmp_path / "rows.json").read_text())[1])
+        assert rows[-1].pop("name") == last
+    assert sizes == {7, 1, 14}  # 50 test pictures, and 14 in the figure
+    assert rows[1] == pytest.approx(rows[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("name, kind", [("f.jpg", "JPEG"), ("f.WEBP", "WEBP"), ("f", "PNG")])
+def test_the_figure_is_of_the_kind_that_its_name_says(name, kind, tiny, tmp_path):
+    last = tiny(train_unet.main) / "last.pt"
+    evaluate.main(["--ckpt", str(last), "--figure", str(tmp_path / name)])
+    assert Image.open(tmp_path / name).format == kind
+
+
 def test_the_figure_is_gray_then_models_then_truth():
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     unet = models.UNet(3, width=4)
@@ -241,4 +286,4 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, fail
     monkeypatch.setattr(Image.Image, "save", full_disk)
     line = fails(evaluate.main, ["--ckpt", run / "last.pt", "--figure", figure])
     assert f"cannot write {figure}" in line and "No space left" in line
-    assert figure.read_bytes() == b"the old one" and not (tmp_path / "f.png.new").exists()
+    assert figure.read_bytes() == b"the old one" and not list(tmp_path.glob("*.new"))

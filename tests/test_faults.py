@@ -10,9 +10,13 @@ import io
 import os
 import pickle
 import random
+import shlex
 import signal
+import subprocess
+import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ import torchvision
 from conftest import epochs
 from PIL import Image
 
+import data
 import evaluate
 import models
 import train_gan
@@ -48,7 +53,7 @@ PROMISES = [
     ("a resumed run into another's folder", "train_unet --resume run/last.pt --out run2",
      "run2 holds a run"),
     ("an --out that cannot be", "train_unet --dataset shapes --limit 9 --width 1 --out text.txt/x",
-     "cannot write text.txt/x/last.pt"),
+     "cannot write text.txt/x: choose another place"),
     ("an --out in what is no folder", "train_unet --dataset shapes --limit 9 --width 1 --out "
      "text.txt/x/y/z", "[Errno 20] Not a directory"),
     ("a figure that cannot be", "evaluate --ckpt run/last.pt --figure text.txt/f.png",
@@ -76,6 +81,14 @@ PROMISES = [
      "--device nonsense cannot be used: use --device auto or cpu"),
     ("a device that does not train", "train_unet --dataset shapes --device meta --out new",
      "use --device auto or cpu"),
+    ("a device of another package", "train_unet --dataset shapes --device hpu --out new",
+     "--device hpu cannot be used: use --device auto or cpu"),
+    ("a figure of photos", "evaluate --ckpt run/last.pt --images half/train --figure f.png",
+     "--json and --figure do not go with --images"),
+    ("a figure of an unwritable kind", "evaluate --ckpt run/last.pt --figure f.psd",
+     "f.psd cannot be written as PSD: choose the suffix .png"),
+    ("a folder with the log of a run", "train_unet --dataset shapes --out logonly",
+     "logonly holds a run"),
     ("two checkpoints for photos", "evaluate --ckpt run/last.pt run2/last.pt --images half/train",
      "--images takes one --ckpt"),
     ("photos that are not there", "evaluate --ckpt run/last.pt --images none.jpg --out-dir new",
@@ -133,6 +146,9 @@ def make_world():
     torch.save({"model": {}}, "other.pt")
     torch.save({"format": 99}, "newer.pt")
     torch.save({"format": 1, "script": "train_unet", "args": Malice()}, "evil.pt")
+    os.makedirs("logonly")
+    with open("logonly/log.csv", "w") as file:
+        file.write("epoch")
     with zipfile.ZipFile("some.zip", "w") as archive:
         archive.writestr("readme", "text")
 
@@ -279,6 +295,95 @@ def test_a_pickle_does_not_run_its_code(world, monkeypatch):
 # ------------------------------------------------------------------------- while a command runs
 
 
+def test_a_folder_belongs_to_one_run_at_a_time(tiny, fails):
+    run = tiny(train_unet.main)
+    args = train_unet.build_parser().parse_args(["--out", str(run), "--overwrite"])
+    before = files_below(run)
+    with evaluate.Run("train_unet", args, None):
+        line = fails(train_unet.main, ["--resume", run / "last.pt", "--epochs", 2])
+        assert f"another run writes into {run}" in line
+        assert files_below(run) == before
+    train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "2"])
+
+
+def test_a_run_that_saves_nothing_leaves_no_folder(tmp_path, fails):
+    out = tmp_path / "new" / "run"
+    fails(train_unet.main, ["--dataset", "folder", "--data-dir", tmp_path / "no", "--out", out])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_pictures_are_read(
+    tmp_path, fails, monkeypatch
+):
+    monkeypatch.setattr(data, "load_training", None)
+    monkeypatch.setattr(os, "access", lambda *args: False)  # a superuser may write everywhere
+    line = fails(train_unet.main, ["--dataset", "shapes", "--out", tmp_path])
+    assert f"cannot write {tmp_path}" in line and "no permission" in line
+
+
+def test_a_file_that_another_program_holds_is_tried_again_and_then_named(
+    tmp_path, monkeypatch
+):
+    replace, refusals = os.replace, [PermissionError("in use")] * 3
+
+    def held(*args):
+        if refusals:
+            raise refusals.pop()
+        replace(*args)
+
+    monkeypatch.setattr(models.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(os, "replace", held)
+    for contents in (b"old", b"new"):
+        with models.replacing(tmp_path / "a") as file:
+            file.write(contents)
+    refusals += [PermissionError("in use")] * 10
+    with pytest.raises(models.RunError, match="cannot write .*a: .*in use"):
+        with models.replacing(tmp_path / "a") as file:
+            file.write(b"newer")
+    assert files_below(tmp_path) == {tmp_path / "a": b"new"}
+
+
+def test_the_line_on_how_to_resume_can_be_pasted(tiny, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate.Run, "log", interrupt)
+    with pytest.raises(SystemExit):
+        tiny(train_unet.main, out="a run")
+    hint = capsys.readouterr().err.splitlines()[-1].partition("go on with ")[2]
+    script, *argv = shlex.split(hint)[1:]
+    assert script == "train_unet.py" and argv[0] == "--resume" and Path(argv[1]).is_file()
+
+
+def test_a_reader_that_leaves_ends_the_run_without_a_traceback(tmp_path):
+    script = Path(train_unet.__file__)
+    command = [sys.executable, script, *"--dataset shapes --limit 60 --width 2".split(),
+               "--epochs", "3", "--out", tmp_path / "run"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+        process.stdout.readline()
+        process.stdout.close()  # as `| head -1` does
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert errors.splitlines()[-1].startswith("interrupted: go on with python train_unet.py")
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_two_processes_that_save_into_one_file_never_damage_it(tmp_path):
+    path, generator = tmp_path / "last.pt", models.UNet(3, width=8)
+
+    def write():
+        models.save_checkpoint(path, "train_unet", {"width": 8}, 1, [], generator=generator)
+
+    write()
+    children = [start(lambda: [write() for _ in range(1000)]) for _ in range(2)]
+    for _ in range(20):
+        models.load_checkpoint(path)  # raises where it is not whole
+    for child in children:
+        kill(child)
+
+
 def test_ctrl_c_while_a_checkpoint_is_written_says_how_to_resume(tiny, monkeypatch, capsys):
     run = tiny(train_unet.main)
     before = files_below(run)
@@ -369,7 +474,7 @@ def test_a_kill_while_a_checkpoint_is_written_never_leaves_it_unreadable(tmp_pat
         child = start(lambda: [write(epoch + n) for n in range(1, 1000)])
         time.sleep(2 * duration * (i + 0.5) / 60)  # spread over two writes
         kill(child)
-        cut += (tmp_path / "last.pt.new").exists()
+        cut += any(leftover.unlink() or True for leftover in tmp_path.glob("last.pt.*.new"))
         checkpoint = models.load_checkpoint(path)  # raises where it is not whole
         assert checkpoint["epoch"] >= epoch
         epoch = checkpoint["epoch"]

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,14 @@ def test_a_run_prints_and_writes_what_the_readme_says(script, tiny, capsys):
     truth = (200, 0, 304, one.height)  # gray | output | truth: the third column does not change
     assert one.crop(truth).tobytes() == two.crop(truth).tobytes()
     assert one.tobytes() != two.tobytes()
+
+
+def test_a_progress_line_fits_the_terminal(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    tiny(train_gan.main)
+    lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().out) if " step " in line]
+    assert lines and all(len(line.removeprefix("\x1b[K")) < 40 for line in lines)
 
 
 def test_a_batch_larger_than_the_training_set_is_all_of_it_and_said_so(tiny, capsys):
@@ -288,16 +297,56 @@ def test_a_float32_run_can_be_resumed_in_float16(script, tiny, monkeypatch):
     assert checkpoint["epoch"] in (2, 5) and checkpoint["scaler"]["scale"] > 0
 
 
-def test_resuming_a_moved_run_does_not_replace_the_one_in_its_old_place(tiny, fails):
+def test_resuming_goes_on_in_the_checkpoints_own_folder(tiny, fails, monkeypatch):
     run = tiny(train_unet.main)
     moved = run.rename(run.parent / "moved")
     tiny(train_unet.main, "--seed", 5)
     before = (run / "last.pt").read_bytes()
-    resume = ["--resume", moved / "last.pt", "--epochs", 2]
-    assert f"{run} holds a run" in fails(train_unet.main, resume)
+    train_unet.main(["--resume", str(moved / "last.pt"), "--epochs", "2"])
+    assert len(log(moved)) == 2 and (run / "last.pt").read_bytes() == before
+    monkeypatch.chdir(moved)
+    train_unet.main(["--resume", "last.pt", "--epochs", "3"])
+    assert len(log(moved)) == 3 and (run / "last.pt").read_bytes() == before
+    assert f"{run} holds a run" in fails(train_unet.main, ["--resume", "last.pt", "--out", run])
+
+
+def numbered_pictures(folder, n):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        pixels = np.random.RandomState(i).randint(256, size=(32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+
+
+@pytest.mark.parametrize("script", [train_unet, train_gan])
+def test_resuming_on_other_pictures_is_refused(script, tiny, tmp_path, fails, monkeypatch):
+    for name, n in (("a", 40), ("b", 41), ("copy", 40)):
+        numbered_pictures(tmp_path / name / "train", n)
+        (tmp_path / name / "test").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    flags = ["--dataset", "folder", "--data-dir", "a", "--limit", 100, "--width", 2]
+    tiny(script.main, *flags)
+    monkeypatch.chdir(run)  # from where `a` is another folder
+    resume = ["--resume", "last.pt", "--epochs", "2"]
+    before = (run / "last.pt").read_bytes()
+    line = fails(script.main, [*resume, "--data-dir", tmp_path / "b"])
+    assert "not those that last.pt was trained on" in line
+    numbered_pictures(tmp_path / "a" / "train", 41)
+    assert "not those that last.pt was trained on" in fails(script.main, resume)
     assert (run / "last.pt").read_bytes() == before
-    train_unet.main([*map(str, resume), "--out", str(moved)])
-    assert len(log(moved)) == 2
+    (tmp_path / "a" / "train" / "040.png").unlink()
+    script.main(resume)
+    script.main(["--resume", "last.pt", "--epochs", "3", "--data-dir", str(tmp_path / "copy")])
+    assert len(log(run)) == 3
+
+
+def test_a_relative_data_dir_is_named_in_full_where_it_is_gone(tiny, tmp_path, fails, monkeypatch):
+    numbered_pictures(tmp_path / "a" / "train", 40)
+    monkeypatch.chdir(tmp_path)
+    run = tiny(train_unet.main, "--dataset", "folder", "--data-dir", "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    line = fails(train_unet.main, ["--resume", run / "last.pt", "--epochs", 2])
+    assert f"there is no folder {tmp_path / 'a' / 'train'}" in line
 
 
 def test_a_run_resumed_over_another_one_leaves_none_of_its_samples(tiny):
@@ -305,6 +354,26 @@ def test_a_run_resumed_over_another_one_leaves_none_of_its_samples(tiny):
     flags = ["--epochs", "2", "--out", str(two), "--overwrite"]
     train_unet.main(["--resume", str(one / "last.pt"), *flags])
     assert [path.name for path in (two / "samples").iterdir()] == ["epoch_002.png"]
+
+
+def test_every_nth_checkpoint_is_kept_and_can_be_gone_back_to(tiny, fails, tmp_path):
+    run = tiny(train_gan.main, "--epochs", 5, "--keep-every", 2)
+    names = {"last.pt", "log.csv", "samples", "epoch_002.pt", "epoch_004.pt"}
+    assert {path.name for path in run.iterdir()} == names
+    whole, kept = weights(run), (run / "epoch_004.pt").read_bytes()
+    back = ["--resume", run / "epoch_002.pt"]
+    assert "--overwrite" in fails(train_gan.main, back)
+    assert (run / "epoch_004.pt").read_bytes() == kept
+    train_gan.main([*map(str, back), "--out", str(tmp_path / "other"), "--keep-every", "1"])
+    assert same(weights(tmp_path / "other"), whole)
+    names = sorted(path.name for path in (tmp_path / "other").glob("epoch_*.pt"))
+    assert names == [f"epoch_00{i}.pt" for i in (2, 3, 4, 5)]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_at(4, patch, KeyboardInterrupt())
+        train_gan.main([*map(str, back), "--overwrite"])
+    assert sorted(path.name for path in run.glob("epoch_*.pt")) == ["epoch_002.pt"]
+    samples = sorted(path.name for path in (run / "samples").iterdir())
+    assert samples == ["epoch_001.png", "epoch_002.png", "epoch_003.png"]
 
 
 def test_epochs_may_be_raised_and_other_flags_not_changed(tiny, tmp_path, fails, capsys):
@@ -357,8 +426,34 @@ def test_a_folder_that_holds_a_run_is_not_touched_without_overwrite(tiny, fails)
     line = fails(lambda argv: tiny(train_unet.main, "--seed", 1), [])
     assert "--overwrite" in line and "--resume" in line
     assert (run / "last.pt").read_bytes() == before
+    (run / "last.pt").rename(run / "best.pt")  # the log and the samples are still there
+    samples = [path.read_bytes() for path in (run / "samples").iterdir()]
+    assert "--overwrite" in fails(lambda argv: tiny(train_unet.main, "--seed", 1), [])
+    assert samples == [path.read_bytes() for path in (run / "samples").iterdir()]
     tiny(train_unet.main, "--seed", 1, "--overwrite")
-    assert (run / "last.pt").read_bytes() != before
+    assert (run / "last.pt").read_bytes() != before == (run / "best.pt").read_bytes()
+
+
+def test_evaluation_takes_as_much_memory_at_every_size(tiny, monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH_PIXELS", 4 * 32 * 32)
+    sizes = set()
+
+    def spy(network):
+        forward = network.forward
+
+        def record(self, x):
+            if not self.training and not torch.is_grad_enabled():
+                sizes.add((len(x), x.shape[2]))
+            return forward(self, x)
+
+        monkeypatch.setattr(network, "forward", record)
+
+    spy(models.UNet)
+    spy(models.Classifier)
+    for size in (32, 64, 80):
+        tiny(train_nogan.main, "--size", size, "--batch-size", 2, "--width", 1, out=f"{size}")
+    assert max(n for n, side in sizes if side == 32) == 4
+    assert {n for n, side in sizes if side != 32} <= {1, 2}  # 2: the critic's, as --batch-size
 
 
 # --------------------------------------------------------------------------------- flags
