@@ -253,12 +253,12 @@ def choose_device(name):
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
     try:
         device = torch.zeros(1, device=name).device
+        if device.type not in ("cuda", "mps", "cpu"):
+            raise ValueError("it is not for training")
     except Exception as error:  # each kind of device has errors of its own
         raise RunError(
             f"--device {name} cannot be used: use --device auto or cpu ({first_line(error)})"
         )
-    if device.type not in ("cuda", "mps", "cpu"):
-        raise RunError(f"--device {name} is not for training: use --device auto or cpu")
     return device
 
 
@@ -428,6 +428,8 @@ def parse_args(parser, script, argv, stages=()):
     """
     args = parser.parse_args(argv)
     if args.resume is None:
+        if vars(args).get("discriminator") == "image" and args.size < 32:
+            raise RunError(f"--discriminator image needs --size 32, not {args.size}: use patch")
         return args, None
     checkpoint = load_checkpoint(args.resume)
     if checkpoint["script"] != script:
@@ -449,14 +451,6 @@ def parse_args(parser, script, argv, stages=()):
         print(f"{flag} raised from {before} to {given}: the schedule is computed anew",
               file=sys.stderr)
     return args, checkpoint
-
-
-def check_discriminator(args):
-    """Raises RunError where the pictures are too small for the discriminator."""
-    if args.discriminator == "image" and args.size < 32:
-        raise RunError(
-            f"--discriminator image needs --size 32 or more, not {args.size}: use patch instead"
-        )
 
 
 def restore(checkpoint, **objects):

@@ -113,7 +113,6 @@ def train(args, run):
 @evaluate.one_line_errors
 def main(argv=None):
     args, checkpoint = models.parse_args(build_parser(), "train_gan", argv)
-    models.check_discriminator(args)
     with evaluate.Run("train_gan", args, checkpoint) as run:
         train(args, run)
 

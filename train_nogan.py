@@ -257,7 +257,6 @@ def train(args, run):
 @evaluate.one_line_errors
 def main(argv=None):
     args, checkpoint = models.parse_args(build_parser(), "train_nogan", argv, STAGES)
-    models.check_discriminator(args)
     with evaluate.Run("train_nogan", args, checkpoint) as run:
         train(args, run)
 
