@@ -518,8 +518,13 @@ def to_gray_and_target(images, color):
 
 
 def to_rgb(gray, output, color):
-    """RGB (N, 3, H, W) in [0, 1], float32, from a generator's input and its output."""
+    """RGB (N, 3, H, W) in [0, 1], float32, from a generator's input and its output.
+
+    The picture keeps the gray that was given: in rgb, R, G and B are raised by the same amount
+    until their luma is the input's, then clipped; in lab, L* is the input's.
+    """
     if color == "rgb":
-        return (output.float() + 1) / 2
+        rgb = (output.float() + 1) / 2
+        return (rgb + (gray.float() + 1) / 2 - luma(rgb)).clamp(0, 1)
     lightness = 50 * (gray.float() + 1)
     return lab_to_rgb(torch.cat([lightness, 110 * output.float()], dim=1))

@@ -136,12 +136,18 @@ def in_batches(images, batch_size=None):
     return images.split(batch_size or max(1, BATCH_PIXELS // images[0, 0].numel()))
 
 
+def saturated(rgb, factor):
+    """RGB (N, 3, H, W) in [0, 1] with a* and b* times `factor`, as far as its L* allows."""
+    lightness, ab = data.rgb_to_lab(rgb).split([1, 2], dim=1)
+    return data.lab_to_rgb_of_its_lightness(torch.cat([lightness, factor * ab], dim=1))
+
+
 @torch.inference_mode()
-def colorize(generator, images, color, batch_size=None):
+def colorize(generator, images, color, batch_size=None, saturation=1.0):
     """Yield (output, truth) batches of RGB in [0, 1] for uint8 images (N, 3, H, W).
 
     `generator` is put in eval mode; its device is where it happens. None stands for no colour at
-    all: Rec. 601 luma in every channel.
+    all: Rec. 601 luma in every channel. `saturation` multiplies a* and b* of what is painted.
     """
     device = images.device if generator is None else next(generator.parameters()).device
     if generator is not None:
@@ -153,7 +159,18 @@ def colorize(generator, images, color, batch_size=None):
             yield data.luma(truth).expand_as(truth), truth
         else:
             gray, _ = data.to_gray_and_target(batch, color)
-            yield data.to_rgb(gray, generator(gray), color), truth
+            output = data.to_rgb(gray, generator(gray), color)
+            yield output if saturation == 1 else saturated(output, saturation), truth
+
+
+def save_pictures(pairs, side, folder):
+    """Pass (output, truth) batches on, and write one side's pictures to a new folder as PNGs."""
+    folder.mkdir(parents=True)
+    numbers = itertools.count()
+    for pair in pairs:
+        for picture in (255 * pair[side]).round().to(torch.uint8).permute(0, 2, 3, 1).cpu():
+            Image.fromarray(picture.numpy()).save(folder / f"{next(numbers):05d}.png")
+        yield pair
 
 
 def validate(generator, images, color):
@@ -190,11 +207,11 @@ def draw_figure(columns, row_labels=()):
     return figure
 
 
-def draw_comparison(generators, images, row_labels=()):
+def draw_comparison(generators, images, row_labels=(), saturation=1.0):
     """gray | each model | truth: `generators` are (title, generator, color), taken one by one."""
     columns = []
     for title, generator, color in itertools.chain([("gray", None, "rgb")], generators):
-        outputs, truths = zip(*colorize(generator, images, color))
+        outputs, truths = zip(*colorize(generator, images, color, saturation=saturation))
         columns.append((title, torch.cat(outputs)))
         del generator  # before the next one is loaded
     return draw_figure([*columns, ("truth", torch.cat(truths))], row_labels)
@@ -566,6 +583,10 @@ def build_parser():
     add("--ckpt", nargs="+", required=True, metavar="CKPT", help="last.pt of one or more runs")
     add("--figure", metavar="PNG", help="the figure (comparison.png)")
     add("--json", metavar="FILE", help="save the rows as a JSON list")
+    add("--saturation", type=data.number(float, 0, 100), default=1.0, metavar="K",
+        help="multiply a* and b* of what is painted (%(default)s)")
+    add("--save-pictures", metavar="DIR",
+        help="also write PNGs of the test pictures, to DIR/truth and a folder for each checkpoint")
     add("--dataset", choices=["cifar10", "folder", "shapes"], help="default: the checkpoint's")
     add("--data-dir", metavar="DIR", help="default: the checkpoint's")
     add("--size", type=data.picture_size, help="default: the checkpoint's")
@@ -607,8 +628,9 @@ def main(argv=None):
     device = models.choose_device(args.device)
     if args.images and len(args.ckpt) > 1:
         raise models.RunError(f"--images takes one --ckpt, not {len(args.ckpt)}: name the one")
-    if args.images and (args.json or args.figure):
-        raise models.RunError("--json and --figure do not go with --images: leave them out")
+    if args.images and (args.json or args.figure or args.save_pictures):
+        raise models.RunError(
+            "--json, --figure and --save-pictures do not go with --images: leave them out")
     trained = [models.load_checkpoint(path)["args"] for path in args.ckpt]
     if args.images:
         return colorize_photos(args, models.load_generator(args.ckpt[0], device), trained[0])
@@ -617,12 +639,16 @@ def main(argv=None):
     def load(path):
         return models.load_generator(path, device).to(memory_format=torch.channels_last)
 
+    folders = [Path(path).resolve().parent for path in args.ckpt]
+    titles = [Path(path).stem if folders.count(folder) > 1 else folder.name
+              for path, folder in zip(args.ckpt, folders)]
     rows, psnrs, width = [], [], max(map(len, args.ckpt))
-    for path, flags in [(None, {"color": "rgb"}), *zip(args.ckpt, trained)]:
+    for path, title, flags in [(None, "truth", {"color": "rgb"}), *zip(args.ckpt, titles, trained)]:
         generator = load(path) if path else None
-        metrics, psnr_of_each = measure(
-            colorize(generator, images, flags["color"], args.batch_size)
-        )
+        pairs = colorize(generator, images, flags["color"], args.batch_size, args.saturation)
+        if args.save_pictures:
+            pairs = save_pictures(pairs, 0 if path else 1, Path(args.save_pictures, title))
+        metrics, psnr_of_each = measure(pairs)
         if not rows:
             print(" " * width, *(f"{key:>7}" for key in metrics))
         cells = (f"{value:{max(len(key), 7)}.4f}" for key, value in metrics.items())
@@ -642,12 +668,10 @@ def main(argv=None):
     worst_first = (psnrs[-1] - psnrs[0]).argsort().tolist()
     best, worst = worst_first[::-1][:FIGURE_EXTREME], worst_first[:FIGURE_EXTREME]
     labels = ["random"] * len(random) + ["best"] * len(best) + ["worst"] * len(worst)
-    paths = [Path(path).resolve() for path in args.ckpt]
-    folders = [path.parent for path in paths]
-    titles = [path.stem if folders.count(path.parent) > 1 else path.parent.name for path in paths]
     systems = ((title, load(path), flags["color"])
-               for title, path, flags in zip(titles, paths, trained))
-    figure = draw_comparison(systems, images[random + best + worst], labels)
+               for title, path, flags in zip(titles, args.ckpt, trained))
+    chosen = images[random + best + worst]
+    figure = draw_comparison(systems, chosen, labels, args.saturation)
     save_picture(figure, args.figure or "comparison.png")
     print(f"drew {args.figure or 'comparison.png'}")
 

@@ -124,11 +124,13 @@ def train_classifier(args, run, batches, validation, classifier, autocast, scale
         run.end_epoch(accuracy=classifier_accuracy(classifier, *validation))
 
 
-def train_generator(args, run, batches, generator, feature_network, autocast, scaler):
+def train_generator(args, run, batches, averaged, feature_network, autocast, scaler):
     """(1) The generator alone: minimize F(G)."""
+    generator = copy.deepcopy(averaged).requires_grad_(True)
     optimizer = torch.optim.Adam(generator.parameters(), fused=True)
     about = "the generator alone, on the feature loss"
-    for epoch in run.stage(args.generator_epochs, "generator", about, optimizer=optimizer):
+    for epoch in run.stage(args.generator_epochs, "generator", about,
+                           generator_in_training=generator, optimizer=optimizer):
         generator.train()
         for gray, target in batches.epoch(epoch):
             optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, run.progress)
@@ -139,8 +141,9 @@ def train_generator(args, run, batches, generator, feature_network, autocast, sc
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
+            models.update_average(averaged, generator, run.steps)
             run.log(feature=loss)
-        run.end_epoch(generator)
+        run.end_epoch(averaged)
 
 
 def train_discriminator(
@@ -149,7 +152,6 @@ def train_discriminator(
     """(2) The discriminator alone, on pictures of the frozen generator."""
     about = "the critic alone, on pictures of the frozen generator"
     for epoch in run.stage(args.critic_epochs, "critic", about):
-        generator.eval()  # frozen: in training mode, its BatchNorm would go on gathering statistics
         for gray, target in batches.epoch(epoch):
             optimizer.param_groups[0]["lr"] = args.gan_lr
             with autocast, torch.no_grad():
@@ -168,11 +170,13 @@ def train_discriminator(
 
 
 def train_gan(
-    args, run, batches, generator, discriminator, optimizer_d, feature_network, autocast, scaler
+    args, run, batches, averaged, discriminator, optimizer_d, feature_network, autocast, scaler
 ):
     """(3) Both together, briefly: train_gan.py's two updates, with F in the place of L1."""
+    generator = copy.deepcopy(averaged).requires_grad_(True)  # whose pictures D has seen in (2)
     optimizer_g = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999), fused=True)
-    for epoch in run.stage(args.gan_epochs, "gan", "both together", optimizer_g=optimizer_g):
+    for epoch in run.stage(args.gan_epochs, "gan", "both together",
+                           generator_in_training=generator, optimizer_g=optimizer_g):
         generator.train()
         for gray, target in batches.epoch(epoch):
             for optimizer in (optimizer_g, optimizer_d):
@@ -200,8 +204,9 @@ def train_gan(
             scaler.step(optimizer_g)
             scaler.update()
 
+            models.update_average(averaged, generator, run.steps)
             run.log(d_real=d_real, d_fake=d_fake, adversarial=adversarial, feature=feature)
-        run.end_epoch(generator)
+        run.end_epoch(averaged)
 
 
 def build_feature_network(args, labels, val_labels):
@@ -238,7 +243,8 @@ def train(args, run):
     epochs = args.generator_epochs + args.critic_epochs + args.gan_epochs
     run.start(epochs + by_labels * args.classifier_epochs, batches, val_images, dropped)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
-    run.keep(generator=generator, discriminator=discriminator, optimizer_d=optimizer_d,
+    averaged = models.averaged_copy(generator)  # what is validated, painted with, and the result
+    run.keep(generator=averaged, discriminator=discriminator, optimizer_d=optimizer_d,
              feature_network=feature_network, scaler=scaler)
 
     if by_labels:
@@ -247,10 +253,10 @@ def train(args, run):
         train_classifier(
             args, run, labelled, (val_images, val_labels), feature_network, autocast, scaler)
     feature_network.eval().requires_grad_(False)
-    train_generator(args, run, batches, generator, feature_network, autocast, scaler)
-    train_discriminator(args, run, batches, val_batches, generator, discriminator, optimizer_d,
+    train_generator(args, run, batches, averaged, feature_network, autocast, scaler)
+    train_discriminator(args, run, batches, val_batches, averaged, discriminator, optimizer_d,
                         autocast, scaler)
-    train_gan(args, run, batches, generator, discriminator, optimizer_d, feature_network,
+    train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_network,
               autocast, scaler)
 
 

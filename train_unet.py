@@ -53,7 +53,9 @@ def train(args, run):
     generator = generator.to(device, memory_format=torch.channels_last)
     # Fused: one kernel updates all weights, and nothing waits for the device.
     optimizer = torch.optim.Adam(generator.parameters(), fused=True)
-    run.keep(generator=generator, optimizer=optimizer, scaler=scaler)
+    averaged = models.averaged_copy(generator)  # what is validated, and the result
+    run.keep(generator=averaged, generator_in_training=generator, optimizer=optimizer,
+             scaler=scaler)
     pixel_loss = F.mse_loss if args.loss == "mse" else F.l1_loss
 
     for epoch in run.stage(args.epochs):
@@ -67,8 +69,9 @@ def train(args, run):
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
+            models.update_average(averaged, generator, run.steps)
             run.log(loss=loss)
-        run.end_epoch(generator)
+        run.end_epoch(averaged)
 
 
 @evaluate.one_line_errors

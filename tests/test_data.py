@@ -67,6 +67,22 @@ def test_a_perfect_output_gives_the_picture_back(color):
     assert (data.to_rgb(gray, target, color) - images / 255).abs().max() < 0.5 / 255
 
 
+def test_a_picture_keeps_the_luma_that_was_given():
+    gray = 2 * torch.rand(4, 1, 16, 16) - 1
+    output = 2 * torch.rand(4, 3, 16, 16) - 1
+    rgb = data.to_rgb(gray, output, "rgb")
+    assert rgb.min() >= 0 and rgb.max() <= 1
+    inside = ((rgb > 0) & (rgb < 1)).all(dim=1, keepdim=True)
+    assert 0.2 < inside.float().mean() < 0.9
+    r, g, b = rgb.split(1, dim=1)
+    luma = 0.299 * r + 0.587 * g + 0.114 * b
+    assert torch.allclose(luma[inside], (gray[inside] + 1) / 2, atol=1e-5)
+    differences = rgb[:, 1:] - rgb[:, :1]  # the colours' differences are the output's
+    expected = (output[:, 1:] - output[:, :1]) / 2
+    assert torch.allclose(differences[inside.expand_as(differences)],
+                          expected[inside.expand_as(differences)], atol=1e-5)
+
+
 def test_gray_is_rec_601_luma_in_rgb_and_lightness_in_lab():
     red = as_pictures([[255, 0, 0]]).to(torch.uint8)
     luma, lightness = (data.to_gray_and_target(red, color)[0].item() for color in ("rgb", "lab"))

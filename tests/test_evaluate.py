@@ -162,7 +162,7 @@ def test_rows_and_figure_of_the_command(tiny, tmp_path, capsys):
 
 
 def test_the_figure_shows_best_and_worst_of_the_last_model(tiny, tmp_path, monkeypatch):
-    def draw(generators, images, labels):
+    def draw(generators, images, labels, saturation):
         drawn.append((list(generators), images, labels))
         return Image.new("RGB", (1, 1))
 
@@ -287,3 +287,43 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, fail
     line = fails(evaluate.main, ["--ckpt", run / "last.pt", "--figure", figure])
     assert f"cannot write {figure}" in line and "No space left" in line
     assert figure.read_bytes() == b"the old one" and not list(tmp_path.glob("*.new"))
+
+
+def test_saturation_multiplies_a_and_b_and_keeps_lightness(tmp_path, tiny):
+    rgb = 0.5 + 0.05 * torch.rand(4, 3, 16, 16)  # far from the gamut's border
+    before, after = data.rgb_to_lab(rgb), data.rgb_to_lab(evaluate.saturated(rgb, 3.0))
+    assert torch.allclose(after[:, :1], before[:, :1], atol=1e-3)
+    assert torch.allclose(after[:, 1:], 3 * before[:, 1:], atol=1e-2)
+    vivid = torch.rand(4, 3, 16, 16)
+    lightness = data.rgb_to_lab(evaluate.saturated(vivid, 3.0))[:, :1]
+    assert torch.allclose(lightness, data.rgb_to_lab(vivid)[:, :1], atol=1e-2)
+
+    run, rows = tiny(train_unet.main), {}
+    for k in ("0", "1", "2"):
+        command = ["--ckpt", run / "last.pt", "--figure", tmp_path / f"{k}.png", "--json",
+                   tmp_path / "rows.json", "--saturation", k]
+        evaluate.main([str(word) for word in command])
+        gray, rows[k] = json.loads((tmp_path / "rows.json").read_text())
+        assert gray["colorfulness"] == 0
+    assert rows["0"]["colorfulness_ratio"] < 0.01
+    assert rows["1"]["colorfulness_ratio"] < rows["2"]["colorfulness_ratio"]
+    assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
+
+
+def test_pictures_are_saved_under_equal_names(tiny, tmp_path, fails):
+    run, folder = tiny(train_unet.main), tmp_path / "pictures"
+    command = ["--ckpt", run / "last.pt", "--figure", tmp_path / "f.png", "--save-pictures", folder]
+    evaluate.main([str(word) for word in command])
+    names = [path.name for path in sorted((folder / "truth").iterdir())]
+    test = data.load_pictures("shapes", "", 32, train=False).images
+    assert names == [path.name for path in sorted((folder / "run").iterdir())]
+    assert len(names) == len(test) and names[:2] == ["00000.png", "00001.png"]
+
+    def read(name):
+        pictures = [np.asarray(Image.open(path)) for path in sorted((folder / name).iterdir())]
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+    assert torch.equal(read("truth"), test)
+    painted, _ = next(evaluate.colorize(models.load_generator(run / "last.pt"), test, "rgb"))
+    assert torch.equal(read("run"), (255 * painted).round().byte())
+    assert f"File exists: '{folder / 'truth'}'" in fails(evaluate.main, command)

@@ -44,6 +44,7 @@ PROMISES = [
     ("one with flipped bits", "evaluate --ckpt flipped.pt", "flipped.pt is damaged"),
     ("another program's", "evaluate --ckpt other.pt", "other.pt was not written by these scripts"),
     ("one of a newer format", "train_gan --resume newer.pt", "newer.pt has format 99"),
+    ("one of an older format", "evaluate --ckpt older.pt", "older.pt has format 1, not 2: train"),
     ("a pickle that runs code", "evaluate --ckpt evil.pt", "evil.pt is damaged or no checkpoint"),
     ("a zip of something else", "evaluate --ckpt some.zip", "some.zip is damaged or no checkpoint"),
     ("another script's run", "train_gan --resume run/last.pt", "a run of train_unet.py"),
@@ -84,7 +85,7 @@ PROMISES = [
     ("a device of another package", "train_unet --dataset shapes --device hpu --out new",
      "--device hpu cannot be used: use --device auto or cpu"),
     ("a figure of photos", "evaluate --ckpt run/last.pt --images half/train --figure f.png",
-     "--json and --figure do not go with --images"),
+     "do not go with --images"),
     ("a figure of an unwritable kind", "evaluate --ckpt run/last.pt --figure f.psd",
      "f.psd cannot be written as PSD: choose the suffix .png"),
     ("a folder with the log of a run", "train_unet --dataset shapes --out logonly",
@@ -145,6 +146,7 @@ def make_world():
     torch.save({**checkpoint, "epoch": 3}, "nocritic.pt")
     torch.save({"model": {}}, "other.pt")
     torch.save({"format": 99}, "newer.pt")
+    torch.save({"format": 1}, "older.pt")
     torch.save({"format": 1, "script": "train_unet", "args": Malice()}, "evil.pt")
     os.makedirs("logonly")
     with open("logonly/log.csv", "w") as file:
@@ -192,7 +194,7 @@ def test_every_numeric_flag_refuses_absurd_values(script, capsys):
     needed = ["--ckpt", "a.pt"] if script is evaluate else []
     numeric = [action for action in script.build_parser()._actions if action.type]
     assert len(numeric) >= 3
-    zero_is_fine = {"--seed", "--l1", "--feature-weight"}
+    zero_is_fine = {"--seed", "--l1", "--feature-weight", "--saturation"}
     for action in numeric:
         flag = action.option_strings[0]
         for value in ["-1", "nan", "inf", "1e99", "abc", "", *["0"] * (flag not in zero_is_fine)]:

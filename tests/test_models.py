@@ -13,9 +13,18 @@ def parameters(network):
     return sum(p.numel() for p in network.parameters())
 
 
-def test_the_unet_has_the_31_million_parameters_of_the_paper():
+def test_the_unet_has_the_parameters_of_the_paper_but_for_its_way_up():
+    up = sum(channels * channels // 2 for channels in (1024, 512, 256, 128))
     with torch.device("meta"):
-        assert parameters(models.UNet(3)) == pytest.approx(31.0e6, rel=0.01)
+        assert parameters(models.UNet(3)) == pytest.approx(31.0e6 - (4 - 1) * up, rel=0.01)
+
+
+def test_the_unet_goes_up_without_a_grid():
+    unet = models.UNet(3, width=4)
+    flat = torch.ones(1, 64, 4, 4)
+    up = unet.up4(flat)
+    assert up.shape == (1, 32, 8, 8)
+    assert torch.allclose(up, up[:, :, :1, :1].expand_as(up), atol=1e-5)
 
 
 def test_the_strided_unet_has_the_layers_of_the_paper():
@@ -51,6 +60,28 @@ def test_every_skip_of_the_unets_reaches_the_output(network):
         hook = getattr(unet, name).register_forward_hook(lambda module, x, y: 1 + y)
         assert not torch.equal(unet(gray), whole), name
         hook.remove()
+
+
+def test_the_average_forgets_over_a_tenth_of_the_steps():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    averaged = models.averaged_copy(network)
+    assert not averaged.training and not any(p.requires_grad for p in averaged.parameters())
+
+    def state(net):
+        return {name: value.double() for name, value in net.state_dict().items()
+                if value.is_floating_point()}
+
+    for step in (0, 1, 90, 10**6):
+        with torch.no_grad():
+            for value in network.parameters():
+                value.normal_()
+        network(torch.randn(8, 1, 4, 4))  # moves BatchNorm's statistics
+        before, other = state(averaged), state(network)
+        models.update_average(averaged, network, step)
+        decay = min(0.999, (1 + step) / (10 + step))
+        for name, value in state(averaged).items():
+            expected = decay * before[name] + (1 - decay) * other[name]
+            assert torch.allclose(value, expected, atol=1e-6), name
 
 
 @pytest.mark.parametrize("head, size, shape", [

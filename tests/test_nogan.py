@@ -1,5 +1,6 @@
 """NoGAN: what its feature loss compares, what each stage does, and what it says of mistakes."""
 
+import copy
 import re
 import shutil
 
@@ -152,6 +153,20 @@ def test_each_stage_trains_its_networks_and_leaves_the_others_bit_identical(tiny
             torch.equal(before[name][key], after[name][key]) for key in after[name])})
     assert changed == [{"feature_network"}, {"generator"}, {"discriminator"},
                        {"generator", "discriminator"}]
+
+
+def test_the_gan_starts_from_the_generator_whose_pictures_the_critic_knows(tiny, monkeypatch):
+    saves, starts, forward = saved_states(monkeypatch), [], models.UNet.forward
+
+    def spy(self, gray):
+        if self.training and saves[-1][:2] == ("critic", 3):
+            starts.append(copy.deepcopy(self.state_dict()))
+        return forward(self, gray)
+
+    monkeypatch.setattr(models.UNet, "forward", spy)
+    tiny(train_nogan.main)
+    averaged = saves[-2][2]["generator"]
+    assert all(torch.equal(starts[0][name], value) for name, value in averaged.items())
 
 
 def test_the_critic_alone_teaches_the_generator_too(tiny, monkeypatch):

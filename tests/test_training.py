@@ -25,7 +25,7 @@ CIFAR10 = Path(__file__).resolve().parents[1] / "datasets" / "cifar10"
 
 def weights(run):
     checkpoint = models.load_checkpoint(run / "last.pt")
-    networks = ("generator", "discriminator", "feature_network")
+    networks = ("generator", "generator_in_training", "discriminator", "feature_network")
     return {f"{network}.{name}": tensor for network in networks
             for name, tensor in checkpoint.get(network, {}).items()}
 
@@ -88,6 +88,34 @@ def test_a_progress_line_fits_the_terminal(tiny, monkeypatch, capsys):
     tiny(train_gan.main)
     lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().out) if " step " in line]
     assert lines and all(len(line.removeprefix("\x1b[K")) < 40 for line in lines)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_validated_and_saved_is_the_average_of_the_weights_on_the_way(
+    script, tiny, monkeypatch
+):
+    stages, validated = [], []  # a list a stage, of the weights after each of its steps
+    update, validate = models.update_average, evaluate.validate
+
+    def spy(averaged, network, step):
+        if step == 0:
+            stages.append([averaged.head.weight.double().clone()])
+        stages[-1].append(network.head.weight.detach().double().clone())
+        update(averaged, network, step)
+
+    monkeypatch.setattr(models, "update_average", spy)
+    monkeypatch.setattr(evaluate, "validate",
+                        lambda network, *args: validated.append(network) or validate(network, *args))
+    checkpoint = models.load_checkpoint(tiny(script.main, "--batch-size", 8) / "last.pt")
+    assert len(stages) == (2 if script is train_nogan else 1)
+    average, *on_the_way = stages[-1]
+    assert len(on_the_way) == 7  # steps
+    for step, network in enumerate(on_the_way):
+        share = 9 / (10 + step)
+        average = (1 - share) * average + share * network
+    assert torch.allclose(checkpoint["generator"]["head.weight"].double(), average, atol=1e-6)
+    assert torch.equal(checkpoint["generator_in_training"]["head.weight"].double(), on_the_way[-1])
+    assert torch.equal(validated[-1].head.weight, checkpoint["generator"]["head.weight"])
 
 
 def test_a_batch_larger_than_the_training_set_is_all_of_it_and_said_so(tiny, capsys):
