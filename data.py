@@ -14,26 +14,30 @@ means the same pictures on every platform and in every version.
 import argparse
 import contextlib
 import http.client
+import io
 import os
-import shutil
 import socket
 import sys
 import tarfile
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
 SHAPES_TRAIN, SHAPES_TEST = 5000, 1000  # enough to learn from, made in about a second
 SHAPES_TRAIN_SEED, SHAPES_TEST_SEED = 1, 2  # fixed, as CIFAR-10 is: --seed changes neither
-DOWNLOAD_TIMEOUT = 10  # seconds without an answer are a no; torchvision would wait forever
+BATCH_PIXELS = 256 * 32 * 32  # of pictures outside training: what is computed of them stays small
+DOWNLOAD_TIMEOUT = 10  # seconds to wait for a silent server; torchvision would wait forever
 NO_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # formats that Pillow knows and does not decode
+CAMERA_SUFFIXES = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # plug-ins'
+Image.MAX_IMAGE_PIXELS = 2**28  # Pillow refuses twice that, 2 GB; phones make 200 megapixels
 DOWNLOAD_ERRORS = (
     OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error
 )
@@ -113,12 +117,11 @@ def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
         return _load_folder(Path(data_dir), size, train, limit, seed)
     if size > 128:
         raise DataError(f"--dataset shapes cannot be made at --size {size}: use 128 or less")
-    if train:
-        images, labels, _ = make_shapes(SHAPES_TRAIN, size, SHAPES_TRAIN_SEED)
-    else:
-        images, labels, _ = make_shapes(SHAPES_TEST, size, SHAPES_TEST_SEED)
-    chosen = _draw(len(images), limit, seed)
-    return Pictures(images[chosen], labels[chosen])
+    n, shapes_seed = (SHAPES_TRAIN, SHAPES_TRAIN_SEED) if train else (SHAPES_TEST, SHAPES_TEST_SEED)
+    chosen = torch.from_numpy(_draw(n, limit, seed))
+    # In parts, because the floats that they are painted in need many times the memory.
+    parts = [make_shapes(n, size, shapes_seed, some)[:2] for some in chosen.split(500)]
+    return Pictures(*map(torch.cat, zip(*parts)))
 
 
 def load_training(args):
@@ -129,23 +132,39 @@ def load_training(args):
     pictures = load_pictures(
         args.dataset, args.data_dir, args.size, train=True, limit=args.limit, seed=args.seed
     )
-    keep = torch.nonzero(~is_gray(pictures.images)).flatten()
+    colored = _pick(pictures, torch.nonzero(~is_gray(pictures.images)).flatten())
+    n = len(colored.images)
     if args.split == "hue":
-        splits = split_by_hue(pictures.images[keep], args.val_fraction)
+        splits = split_by_hue(colored.images, args.val_fraction)
     else:
-        splits = split_random(len(keep), args.val_fraction, args.seed)
-    training, validation = (_pick(pictures, keep[indices]) for indices in splits)
-    if len(training.images) < 2 or len(validation.images) < 1:
-        raise DataError(
-            f"{len(keep)} coloured pictures are too few for two to train on and one to validate "
-            "on: add pictures, raise --limit or lower --val-fraction"
-        )
-    return training, validation, len(pictures.images) - len(keep)
+        splits = split_random(n, args.val_fraction, args.seed)
+    sizes = [len(side) for side in splits]
+    if sizes[0] < 2 or sizes[1] < 1:
+        raise DataError(f"{n} coloured pictures are too few for two to train on and one to "
+                        "validate on: add pictures, raise --limit or lower --val-fraction")
+    images, labels = _pick(colored, torch.cat(splits))
+    labels = [None, None] if labels is None else labels.split(sizes)
+    training, validation = map(Pictures, images.split(sizes), labels)
+    return training, validation, len(pictures.images) - n
+
+
+def in_batches(images, batch_size=None):
+    """Split (N, 3, H, W) into batches of BATCH_PIXELS pixels, but of one picture at least."""
+    return images.split(batch_size or max(1, BATCH_PIXELS // images.shape[2:].numel()))
+
+
+def fingerprint(images):
+    """An int that tells pictures (N, 3, H, W), in their order, from others: shape and CRC-32."""
+    crc = zlib.crc32(str(tuple(images.shape)).encode())
+    for batch in in_batches(images):
+        crc = zlib.crc32(batch.cpu().contiguous().numpy(), crc)
+    return crc
 
 
 def is_gray(images):
     """True for each picture (N, 3, H, W) in which R = G = B everywhere."""
-    return (images == images[:, :1]).flatten(1).all(dim=1)
+    batches = in_batches(images)
+    return torch.cat([(batch == batch[:, :1]).flatten(1).all(dim=1) for batch in batches])
 
 
 def split_random(n, fraction, seed):
@@ -173,31 +192,27 @@ def split_by_hue(images, fraction):
 
 
 def mean_hue(images):
-    """Mean HSV hue (Smith, 1978) in [0, 1) over the pixels of each uint8 picture (N, 3, H, W), float64 (N,).
+    """Mean HSV hue (Smith, 1978) in [0, 1) of uint8 pictures (N, 3, H, W), float64 (N,).
 
-    A gray pixel counts as hue 0.
+    A gray pixel counts as hue 0. Hue is an angle, and this plain mean of it is not the circular
+    one (reds on either side of 0 average to cyan), but it is good enough to stratify by.
     """
     means = []
-    for some in images.split(1000):  # float64 takes eight times the memory of bytes
-        r, g, b = some.double().unbind(1)
-        top, chroma = some.amax(1), (some.amax(1) - some.amin(1)).double()
+    for batch in in_batches(images):  # float64 takes eight times the memory of bytes
+        r, g, b = batch.double().unbind(1)
+        top, chroma = batch.amax(1), (batch.amax(1) - batch.amin(1)).double()
         sixths = torch.where(top == r, (g - b) / chroma, torch.where(
             top == g, 2 + (b - r) / chroma, 4 + (r - g) / chroma))
         means.append(torch.where(chroma > 0, sixths / 6 % 1, 0.0).mean(dim=(1, 2)))
     return torch.cat(means)
 
 
-def fingerprint(images):
-    """A CRC"""
-    crc = 0
-    for some in images.split(1000):
-        crc = zlib.crc32(some.cpu().numpy(), crc)
-    return crc
-
-
 def _pick(pictures, indices):
-    labels = None if pictures.labels is None else pictures.labels[indices]
-    return Pictures(pictures.images[indices], labels)
+    """The pictures of the given indices, in that order and in the same memory, which is changed."""
+    images, labels = pictures
+    for row in range(images.shape[2]):  # of pixels: images[indices] would need the memory twice
+        images[: len(indices), :, row] = images[:, :, row][indices]
+    return Pictures(images[: len(indices)], None if labels is None else labels[indices])
 
 
 def _draw(n, limit, seed):
@@ -220,18 +235,17 @@ def download_timeout():
 
 def _load_cifar10(root, size, train, limit, seed):
     if size != 32:
-        raise DataError(
-            f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32, or --dataset folder"
-        )
+        raise DataError(f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32, or "
+                        "--dataset folder")
     cifar10 = torchvision.datasets.CIFAR10
-    places = (*root.parents, root, root / cifar10.filename, root / cifar10.base_folder)
-    new = [path for path in places if not path.exists()]
+    new = [path for path in (root / cifar10.filename, root, *root.parents) if not path.exists()]
     try:
         with download_timeout():
             dataset = cifar10(root, train=train, download=True)
     except BaseException as error:
-        for path in new:  # a failed or interrupted download leaves nothing behind
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in new:  # what the download wrote goes, and folders in which nothing else lies
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
         if not isinstance(error, DOWNLOAD_ERRORS):
             raise
         raise DataError(
@@ -240,7 +254,7 @@ def _load_cifar10(root, size, train, limit, seed):
             "--data-dir DIR, or made-up ones with --dataset shapes"
         ) from error
     chosen = _draw(len(dataset.data), limit, seed)
-    images = torch.from_numpy(dataset.data[chosen]).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)[chosen].contiguous()
     return Pictures(images, torch.tensor(dataset.targets)[chosen])
 
 
@@ -248,56 +262,102 @@ def _load_folder(root, size, train, limit, seed):
     if (root / "test").is_dir():
         paths = _image_paths(root / ("train" if train else "test"))
     else:
-        # By a hash of the name, not by position: more pictures leave the old ones on their sides.
+        # By a hash of the path, not by position: more pictures leave the old ones on their sides.
         paths = _image_paths(root / "train")
-        hashes = [zlib.crc32(os.fsencode(path.name)) for path in paths]
+        names = [path.relative_to(root / "train").as_posix() for path in paths]
+        hashes = [zlib.crc32(os.fsencode(name)) for name in names]
         held_out = [value % 10 == 0 for value in hashes]
         if not any(held_out):
             held_out[hashes.index(min(hashes))] = True
         paths = [path for path, out in zip(paths, held_out) if out != train]
         print(f"{root / 'test'} is not there: a tenth of {root / 'train'} is held out as test "
-              f"pictures, by a hash of the file name ({sum(held_out)} of {len(held_out)})",
+              f"pictures, by a hash of the path below it ({sum(held_out)} of {len(held_out)})",
               file=sys.stderr)
         if not paths:
             raise DataError(f"{root / 'train'} has too few pictures to hold some out: add more")
     paths = [paths[i] for i in _draw(len(paths), limit, seed)]
-
-    images, decoded = [], []
-    for count, path in enumerate(paths, 1):
-        try:
-            images.append(_read_thumbnail(path, size))
-            decoded.append(path)
-        except Exception as error:  # what a damaged file can raise is without end
-            print(f"skipped {path}: {error}", file=sys.stderr)
-        last = count == len(paths)
-        if last or (count % 500 == 0 and sys.stderr.isatty()):
-            print(f"decoded {len(images):,} of {len(paths):,} pictures in {root}",
-                  end="\n" if last else "\r", file=sys.stderr, flush=True)
-    if not images:
+    needed, free = len(paths) * 3 * size * size, free_memory()
+    line = (f"{len(paths):,} pictures of {size}x{size} need {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free: lower {'--limit or ' * train}--size to need less")
+    if needed > free:
+        raise DataError(line)
+    if needed > free / 2:
+        print(line, file=sys.stderr)
+    images, decoded = _decode(paths, size, root)
+    if not decoded:
         raise DataError(f"no picture in {root} could be decoded: give --data-dir other pictures")
-    return Pictures(torch.stack(images), _class_labels(root, decoded))
+    return Pictures(images, _class_labels(root, decoded))
+
+
+def free_memory():
+    """Bytes that programs can still take; infinity where there is no /proc to say it."""
+    with contextlib.suppress(OSError, IndexError):
+        return 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    return float("inf")
+
+
+def _decode(paths, size, root):
+    """Pictures, uint8 (N, 3, size, size), and their paths; damaged files are named and left out."""
+    images, decoded = torch.empty(len(paths), 3, size, size, dtype=torch.uint8), []
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():  # Pillow decodes in parallel
+        warnings.simplefilter("ignore")  # here, too: what a thread sets, another may reset
+        for start in range(0, len(paths), 64):
+            some = paths[start : start + 64]
+            pictures = [pool.submit(_read_thumbnail, path, size) for path in some]
+            for path, picture in zip(some, pictures):
+                try:
+                    images[len(decoded)] = picture.result()
+                    decoded.append(path)
+                except MemoryError:
+                    raise  # it is no fault of the file
+                except Exception as error:  # a damaged file can raise almost any exception
+                    print(f"skipped {path}: {error}", file=sys.stderr)
+            last = start + len(some) == len(paths)
+            if last or sys.stderr.isatty():
+                print(f"decoded {len(decoded):,} of {len(paths):,} pictures in {root}",
+                      end="\n" if last else "\r", file=sys.stderr, flush=True)
+    return images[: len(decoded)], decoded
 
 
 def _image_paths(folder):
     if not folder.is_dir():
-        raise DataError(
-            f"there is no folder {folder}: --dataset folder reads DIR/train/ (and DIR/test/) of "
-            "the DIR in --data-dir"
-        )
+        raise DataError(f"there is no folder {folder}: --dataset folder reads DIR/train/ (and "
+                        "DIR/test/) of the DIR in --data-dir")
     paths = picture_paths(folder)
     if not paths:
-        raise DataError(
-            f"there are no pictures in {folder}: put some there, in class folders or flat"
-        )
+        raise DataError(f"there are no pictures in {folder}: put some there, in class folders or "
+                        "flat")
+    stray = [path.name for path in paths if path.parent == folder]
+    if 0 < len(stray) < len(paths) / 2:
+        print(f"left out {len(stray)} of {len(paths)} pictures in {folder}, which lie beside the "
+              f"class folders: {', '.join(stray[:3])}{', ...' * (len(stray) > 3)}", file=sys.stderr)
+        paths = [path for path in paths if path.parent != folder]
     return paths
 
 
 def picture_paths(folder):
-    """The files below a folder that have a picture's suffix, sorted."""
+    """The files below a folder that have a picture's suffix, sorted by their path as text.
+
+    Linked folders are followed, none is read twice. What cannot be read is named on standard error.
+    """
     readable = {suffix for suffix, kind in Image.registered_extensions().items()
                 if kind in Image.OPEN and kind not in NO_PICTURES}
-    return sorted(path for path in folder.rglob("*")
-                  if path.suffix.lower() in readable and path.is_file())
+    paths, seen = [], set()
+    for place, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: print(f"skipped {error}", file=sys.stderr)
+    ):
+        folders.sort()
+        if os.path.realpath(place) in seen:
+            folders.clear()  # a link leads here, perhaps in a circle
+        else:
+            seen.add(os.path.realpath(place))
+            paths += [Path(place, file) for file in files]
+    suffixes = [path.suffix.lower() for path in paths]
+    for suffix in sorted((CAMERA_SUFFIXES - readable).intersection(suffixes)):
+        print(f"left out {suffixes.count(suffix)} {suffix} files in {folder}: convert them to JPEG",
+              file=sys.stderr)
+    paths = (path for path in sorted(paths, key=Path.as_posix) if path.suffix.lower() in readable)
+    return [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
 
 
 def _class_labels(root, paths):
@@ -310,25 +370,35 @@ def _class_labels(root, paths):
 
 
 def read_picture(path):
-    """A picture file of any mode as an upright RGB PIL image.
+    """A picture file of any mode as an upright RGB PIL image, in sRGB by its colour profile.
 
-    16-bit values are scaled to 8, transparency is laid over white. Pillow's warnings are not
-    printed. Raises what Pillow raises, and DataError where the range of values is unknown.
+    16-bit values are scaled to 8, transparency is laid over white; `info` keeps EXIF and dpi.
+    Pillow's warnings are not printed. Raises what Pillow raises, and DataError where the range of
+    values is unknown.
     """
-    with warnings.catch_warnings(), Image.open(path) as image:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip at 255
-            pixels = np.asarray(image)
-            if pixels.min() < 0 or pixels.max() > 65535:
-                raise DataError("its values are not of 8 or 16 bits")
-            image = Image.fromarray((pixels / 257).astype(np.uint8))
-        if image.mode == "F":
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+    info, profile = image.info, image.info.get("icc_profile")
+    if image.mode[0] in "IF":  # 16 or 32 bits a pixel: convert() would clip at 255
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
             raise DataError("its values are not of 8 or 16 bits")
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image.convert("RGB")
+        scale = 1 if image.mode == "I" and pixels.max() < 256 else 257
+        image = Image.fromarray((pixels / scale).astype(np.uint8))
+    mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    image = image.convert(mode)
+    with contextlib.suppress(ImageCms.PyCMSError, OSError, TypeError):  # a broken profile, or none
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
+    image = image.convert("RGB")
+    image.info = {key: info[key] for key in ("exif", "dpi") if key in info}
+    return image
 
 
 def _read_thumbnail(path, size):
@@ -338,7 +408,7 @@ def _read_thumbnail(path, size):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def make_shapes(n, size, seed):
+def make_shapes(n, size, seed, chosen=slice(None)):
     """n made-up scenes: sky above, ground below, and one object whose colour may be a surprise.
 
     Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow: lightness varies, so
@@ -346,18 +416,18 @@ def make_shapes(n, size, seed):
     equally likely. The two have equal luma and equal L*, and their mean in RGB is gray: nothing in
     the gray picture tells which one it was.
 
-    Returns images uint8 (n, 3, size, size), labels int64 (n,), and the objects' pixels, bool
-    (n, size, size).
+    Only the `chosen` ones of the n are painted. Returns images uint8 (n, 3, size, size), labels
+    int64 (n,), and the objects' pixels, bool (n, size, size).
     """
     random = np.random.RandomState(seed)
 
     def uniform(low, high):
-        return torch.from_numpy(random.uniform(low, high, (n, 1, 1)).astype(np.float32))
+        return torch.from_numpy(random.uniform(low, high, (n, 1, 1)).astype(np.float32))[chosen]
 
     grid = (torch.arange(size) + 0.5) / size
     y, x = grid[:, None], grid[None, :]  # (size, 1), (1, size), in [0, 1]
-    labels = torch.from_numpy(random.randint(3, size=n).astype(np.int64))
-    orange = torch.from_numpy(random.randint(2, size=n).astype(bool))
+    labels = torch.from_numpy(random.randint(3, size=n).astype(np.int64))[chosen]
+    orange = torch.from_numpy(random.randint(2, size=n).astype(bool))[chosen]
 
     center_x, center_y = uniform(0.35, 0.65), uniform(0.35, 0.65)
     radius = uniform(0.2, 0.3)
@@ -365,15 +435,15 @@ def make_shapes(n, size, seed):
     disc = right**2 + down**2 < radius**2
     square = torch.maximum(right.abs(), down.abs()) < 0.9 * radius
     triangle = (down.abs() < radius) & (right.abs() < (down + radius) * 0.6)
-    objects = torch.stack([disc, square, triangle])[labels, torch.arange(n)]
+    objects = torch.stack([disc, square, triangle])[labels, torch.arange(len(labels))]
 
     colors = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])  # disc, square, blue
     object_colors = colors[labels]
     object_colors[(labels == 2) & orange] = torch.tensor([125, 85.4, 0])
-    sky = torch.tensor([105.0, 165, 225]).expand(n, 3)
-    ground = torch.tensor([85.0, 150, 60]).expand(n, 3)
+    sky = torch.tensor([[105.0, 165, 225]])
+    ground = torch.tensor([[85.0, 150, 60]])
 
-    def layer(colors, lightness):  # (n, 3) and (n, 1, 1) -> (n, 3, 1, 1)
+    def layer(colors, lightness):  # (n or 1, 3) and (n, 1, 1) -> (n, 3, 1, 1)
         return colors[:, :, None, None] * lightness[:, None]
 
     images = torch.where(

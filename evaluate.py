@@ -15,6 +15,7 @@ last model gains and loses most against gray. `--json FILE` saves the rows.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import functools
@@ -39,7 +40,6 @@ import data
 import models
 
 READ_EVERY = 50  # steps between two looks at the losses: each look waits for the device
-BATCH_PIXELS = 256 * 32 * 32  # of pictures that are evaluated at once: as many as memory is for
 FIGURE_RANDOM, FIGURE_EXTREME = 8, 3  # rows: random ones; best and worst ones, each
 BAND_PIXELS = 2**16  # of a photo that are in colour conversion at once: they fit the cache
 
@@ -131,11 +131,6 @@ def measure(pairs):
     return metrics, rows[:, list(columns).index("psnr")]
 
 
-def in_batches(images, batch_size=None):
-    """Split (N, 3, H, W) into batches of BATCH_PIXELS pixels, but of one picture at least."""
-    return images.split(batch_size or max(1, BATCH_PIXELS // images[0, 0].numel()))
-
-
 def saturated(rgb, factor):
     """RGB (N, 3, H, W) in [0, 1] with a* and b* times `factor`, as far as its L* allows."""
     lightness, ab = data.rgb_to_lab(rgb).split([1, 2], dim=1)
@@ -152,7 +147,7 @@ def colorize(generator, images, color, batch_size=None, saturation=1.0):
     device = images.device if generator is None else next(generator.parameters()).device
     if generator is not None:
         generator.eval()
-    for batch in in_batches(images, batch_size):
+    for batch in data.in_batches(images, batch_size):
         batch = batch.to(device)
         truth = batch.float() / 255
         if generator is None:
@@ -270,10 +265,8 @@ class Run:
         self.saved = args.resume and Path(args.resume).resolve() == self.last.resolve()
         kept = ("last.pt", "epoch_*.pt", "log.csv", "samples")
         if not (self.saved or args.overwrite) and any(any(self.out.glob(name)) for name in kept):
-            raise models.RunError(
-                f"{self.out} holds a run: go on with --resume {self.last}, replace it with "
-                "--overwrite, or choose another --out"
-            )
+            raise models.RunError(f"{self.out} holds a run: go on with --resume {self.last}, "
+                                  "replace it with --overwrite, or choose another --out")
 
     def __enter__(self):
         self.new_folders = [path for path in (self.out, *self.out.parents) if not path.exists()]
@@ -300,10 +293,9 @@ class Run:
         self.device, args, count = batches.images.device, self.args, len(batches.images)
         self.pictures = data.fingerprint(batches.images)
         if self.checkpoint and self.checkpoint.get("pictures", self.pictures) != self.pictures:
-            raise models.RunError(
-                f"the training pictures are not those that {args.resume} was trained on, and would "
-                "mix with its validation pictures: restore them, or start a new run"
-            )
+            raise models.RunError(f"the training pictures are not those that {args.resume} was "
+                                  "trained on, and would mix with its validation pictures: "
+                                  "restore them, or start a new run")
         dtype = models.amp_dtype(self.device, args.amp) or torch.float32
         cuda = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if cuda else self.device.type
@@ -380,10 +372,9 @@ class Run:
 
     def _stop_unless_finite(self, values):
         if not all(map(math.isfinite, values.values())):
-            raise models.RunError(
-                f"not finite in epoch {self.epoch}: {_numbers(values)}; {self.last} holds epoch "
-                f"{self.epoch - 1}: lower --lr, or use --amp off"
-            )
+            raise models.RunError(f"not finite in epoch {self.epoch}: {_numbers(values)}; "
+                                  f"{self.last} holds epoch {self.epoch - 1}: lower --lr, or use "
+                                  "--amp off")
 
     def end_epoch(self, generator=None, **metrics):
         """Print the epoch's line with `metrics`, or a generator's on validation pictures; save all.
@@ -485,17 +476,17 @@ def one_line_errors(main):
 
 
 @torch.inference_mode()
-def colorize_photo(generator, color, photo, render_size):
+def colorize_photo(generator, color, photo, render_size, saturation=1.0):
     """A PIL RGB picture of any size in the generator's colours and its own lightness.
 
-    The generator sees it squeezed to `render_size` squared, as in DeOldify; its a*b* are stretched
-    back smoothly and laid under the picture's own L*.
+    The generator sees it squeezed to `render_size` squared, as in DeOldify; its a*b*, times
+    `saturation`, are stretched back smoothly and laid under the picture's own L*.
     """
     small = photo.resize((render_size, render_size), Image.Resampling.LANCZOS, reducing_gap=3)
     small = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
     gray, _ = data.to_gray_and_target(small, color)
     output = generator(gray.to(next(generator.parameters()).device)).cpu()
-    chroma = data.rgb_to_lab(data.to_rgb(gray, output, color))[:, 1:]  # of the small picture
+    chroma = saturation * data.rgb_to_lab(data.to_rgb(gray, output, color))[:, 1:]
     stretch = functools.partial(F.interpolate, mode="bicubic", antialias=True)
     chroma = stretch(chroma, (photo.height, render_size))  # downwards; sideways in bands, below
     pixels = np.array(photo)
@@ -512,59 +503,70 @@ def colorize_photo(generator, color, photo, render_size):
 def list_photos(inputs, out_dir):
     """(photo, output) paths: outputs keep the path inside an input folder, with the suffix .png.
 
-    An output whose name is taken keeps its photo's suffix, name.tif.png, and then gets a number.
+    A name that two photos could have is given to neither, whatever comes first: both keep more of
+    their own, as in x.jpg.png and x.png.png, then the input folder's name, then all of the path.
     """
-    pairs, taken = [], set()
+    photos = {}
     for given in map(Path, inputs):
-        photos = [given]
+        folder, found = given.parent, [given]
         if given.is_dir():  # without what an earlier run has painted into a folder below it
-            photos = data.picture_paths(given)
+            folder, found = given, data.picture_paths(given)
             if _real(given) in _real(out_dir).parents:
-                photos = [photo for photo in photos if _real(out_dir) not in _real(photo).parents]
-        for photo in photos:
-            inside = photo.relative_to(given if given.is_dir() else given.parent)
-            numbers = (f"{photo.suffix}.{n}.png" for n in itertools.count(2))
-            for suffix in itertools.chain([".png", f"{photo.suffix}.png"], numbers):
-                output = out_dir / inside.with_name(inside.stem + suffix)
-                if output not in taken:
-                    break
-            taken.add(output)
-            pairs.append((photo, output))
-    return pairs
+                found = [photo for photo in found if _real(out_dir) not in _real(photo).parents]
+        for photo in found:
+            inside, whole = photo.relative_to(folder), Path(os.path.abspath(photo))
+            longer = inside, _real(folder).name / inside, Path(*whole.parts[1:])
+            names = [str(inside.with_suffix(".png")), *(f"{path}.png" for path in longer)]
+            photos.setdefault(whole, (photo, names))  # once, however often it is given
+    claims = collections.Counter(  # without case: to some file systems X.png is x.png
+        name for _, names in photos.values() for name in {name.casefold() for name in names}
+    )
+    return [
+        (photo, out_dir / next((x for x in names if claims[x.casefold()] == 1), names[-1]))
+        for photo, names in photos.values()
+    ]
 
 
 def colorize_photos(args, generator, trained):
     """Colorize each photo of --images into --out-dir; name and skip what cannot be done.
 
-    Exits with status 1 when some could not be done. Raises RunError when none could.
+    An output that is there already counts as done. Exits with status 1 when some photos could not
+    be done. Raises RunError when none could.
     """
     render_size = args.render_size or trained["size"]
+    if "" in (*args.images, args.out_dir):
+        raise models.RunError("--images and --out-dir need names: the current folder is .")
     if _real(args.out_dir) in map(_real, args.images):
         raise models.RunError(f"--out-dir {args.out_dir} is one of --images: choose another")
-    pairs, done = list_photos(args.images, Path(args.out_dir)), 0
+    pairs, done, kept = list_photos(args.images, Path(args.out_dir)), 0, 0
     originals = {_real(photo) for photo, _ in pairs}
     for count, (photo, output) in enumerate(pairs, 1):
         try:
             if _real(output) in originals:
                 raise FileExistsError(f"{output} is one of the photos: choose another --out-dir")
-            if output.exists() and not args.overwrite:
-                raise FileExistsError(f"{output} exists: replace it with --overwrite")
+            if output.is_file() and not args.overwrite:
+                kept += 1
+                continue
             picture = data.read_picture(photo)
-            picture = colorize_photo(generator, trained["color"], picture, render_size)
-            with models.replacing(output) as file:
-                picture.save(file, "PNG", compress_level=1)  # a third of the time of the default
+            painted = colorize_photo(
+                generator, trained["color"], picture, render_size, args.saturation)
+            with models.replacing(output) as file:  # fast: a third of the default's time
+                painted.save(file, "PNG", compress_level=1, **picture.info)
         except torch.OutOfMemoryError:
             raise  # it will not be better with the next photo
-        except Exception as error:  # a damaged file can raise almost anything
+        except Exception as error:  # a damaged file can raise almost any exception
             print(f"skipped {photo}: {models.first_line(error)}", file=sys.stderr)
             continue
         done += 1
         print(f"{count}/{len(pairs)} {photo} -> {output}", flush=True)
-    if not done:
+    skipped = len(pairs) - done - kept
+    if kept:
+        print(f"kept {kept}, replace them with --overwrite", file=sys.stderr)
+    if skipped == len(pairs):
         raise models.RunError(f"no picture was colorized of the {len(pairs)} in --images: "
                               "give readable picture files, or folders of them")
-    if done < len(pairs):
-        print(f"{len(pairs) - done} of {len(pairs)} pictures were skipped", file=sys.stderr)
+    if skipped:
+        print(f"{skipped} of {len(pairs)} pictures were skipped", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -614,10 +616,9 @@ def load_test_pictures(args, trained):
             if name == "data_dir" and dataset != "folder":
                 continue  # the same pictures wherever they lie
             if getattr(args, name) is None and value != first[name]:
-                raise models.RunError(
-                    f"{path} was trained with {flag} {value}, {args.ckpt[0]} with {first[name]}: "
-                    f"give {flag} to measure all on the same pictures"
-                )
+                raise models.RunError(f"{path} was trained with {flag} {value}, {args.ckpt[0]} "
+                                      f"with {first[name]}: give {flag} to measure all on the same "
+                                      "pictures")
     data_dir = args.data_dir or (first["data_dir"] if dataset == first["dataset"] else "datasets")
     return data.load_pictures(dataset, data_dir, args.size or first["size"], train=False).images
 

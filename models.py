@@ -235,12 +235,11 @@ class VGG16(nn.Module):
             state = weights.get_state_dict(check_hash=True, weights_only=True)
             state = {name.removeprefix("features."): value for name, value in state.items()}
             self.layers.load_state_dict({name: state[name] for name in self.layers.state_dict()})
-        except Exception as error:  # a damaged file can raise almost anything
+        except Exception as error:  # a damaged file can raise almost any exception
             file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-            raise RunError(
-                f"the weights of vgg16_bn are not whole at {file} and could not be downloaded "
-                f"({first_line(error)}): put {weights.url} there, or use --features classifier"
-            ) from error
+            raise RunError(f"the weights of vgg16_bn are not whole at {file} and could not be "
+                           f"downloaded ({first_line(error)}): put {weights.url} there, or use "
+                           "--features classifier") from error
 
 
 # ------------------------------------------------------------------------ where and how they train
@@ -261,9 +260,8 @@ def choose_device(name):
         if device.type not in ("cuda", "mps", "cpu"):
             raise ValueError("it is not for training")
     except Exception as error:  # each kind of device has errors of its own
-        raise RunError(
-            f"--device {name} cannot be used: use --device auto or cpu ({first_line(error)})"
-        )
+        raise RunError(f"--device {name} cannot be used: use --device auto or cpu "
+                       f"({first_line(error)})")
     return device
 
 
@@ -304,7 +302,7 @@ def update_average(averaged, network, step):
     """Move `averaged` a little towards `network`, after `step` steps of training.
 
     An exponential moving average of weights and BatchNorm's statistics, over about the last tenth
-    of the steps, at most 1,000: it is without the noise of single steps, and soon forgets the start.
+    of the steps, at most 1,000: it lacks the noise of single steps, and soon forgets the start.
     """
     decay = min(0.999, (1 + step) / (10 + step))
     average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # one kernel for all weights
@@ -336,8 +334,8 @@ def replacing(path):
             error = error.__context__ or error
         if isinstance(error, KeyboardInterrupt):
             raise error from None
-        raise RunError(f"cannot write {path}: make room, close the program that holds it, or choose "
-                       f"another place ({first_line(error)})")
+        raise RunError(f"cannot write {path}: make room, close the program that holds it, or "
+                       f"choose another place ({first_line(error)})")
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -409,10 +407,9 @@ def load_checkpoint(path):
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} fails its CRC")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise almost anything
-        raise RunError(
-            f"{path} is damaged or no checkpoint ({first_line(error)}): use another, or train again"
-        ) from error
+    except Exception as error:  # a damaged file can raise almost any exception
+        raise RunError(f"{path} is damaged or no checkpoint ({first_line(error)}): use another, or "
+                       "train again") from error
     version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if isinstance(version, int) and version != CHECKPOINT_FORMAT:
         advice = "update the code" if version > CHECKPOINT_FORMAT else "train again"
@@ -432,10 +429,8 @@ def build_generator(checkpoint):
         generator = network(weights["head.weight"].shape[0], args["width"])
         generator.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(
-            f"the checkpoint's weights are not those of its flags ({first_line(error)}): "
-            "use another, or train again"
-        ) from error
+        raise RunError("the checkpoint's weights are not those of its flags "
+                       f"({first_line(error)}): use another, or train again") from error
     return generator.eval()
 
 
@@ -469,10 +464,8 @@ def parse_args(parser, script, argv, stages=()):
             continue
         if not (name.endswith("epochs") and name not in past and given > before):
             over = " and is past that stage" if name in past else ""
-            raise RunError(
-                f"{flag} {given} contradicts {args.resume}, which has {before}{over}: "
-                f"leave {flag} out, or start a new run"
-            )
+            raise RunError(f"{flag} {given} contradicts {args.resume}, which has {before}{over}: "
+                           f"leave {flag} out, or start a new run")
         print(f"{flag} raised from {before} to {given}: the schedule is computed anew",
               file=sys.stderr)
     return args, checkpoint
@@ -486,7 +479,5 @@ def restore(checkpoint, **objects):
             if checkpoint[name] or name != "scaler":
                 value.load_state_dict(checkpoint[name])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(
-            f"the checkpoint's {name} does not fit these flags and pictures ({first_line(error)}): "
-            "resume with those of its run"
-        ) from error
+        raise RunError(f"the checkpoint's {name} does not fit these flags and pictures "
+                       f"({first_line(error)}): resume with those of its run") from error

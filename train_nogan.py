@@ -87,7 +87,7 @@ def discriminator_losses(discriminator, gray, target, fake, autocast):
 def classifier_accuracy(classifier, images, labels):
     """Share of uint8 images (N, 3, H, W) whose label (N,) has the largest logit."""
     classifier.eval()
-    guesses = [classifier(batch / 255).argmax(dim=1) for batch in evaluate.in_batches(images)]
+    guesses = [classifier(batch / 255).argmax(dim=1) for batch in data.in_batches(images)]
     return (torch.cat(guesses) == labels).float().mean().item()
 
 
@@ -213,10 +213,9 @@ def build_feature_network(args, labels, val_labels):
     """phi, on the CPU: a classifier of all labels (N,), yet to be trained, or ImageNet's VGG-16."""
     if args.features == "classifier":
         if labels is None or len(labels.unique()) < 2:
-            raise models.RunError(
-                f"the pictures in {args.data_dir} have no labels to tell apart for --features "
-                "classifier: put them in class folders, or use --features vgg16_bn"
-            )
+            raise models.RunError(f"the pictures in {args.data_dir} have no labels to tell apart "
+                                  "for --features classifier: put them in class folders, or use "
+                                  "--features vgg16_bn")
         return models.Classifier(1 + int(torch.cat([labels, val_labels]).max()), args.width)
     network = models.VGG16()
     if not args.resume:  # the checkpoint has its weights

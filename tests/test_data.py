@@ -1,14 +1,25 @@
 import colorsys
+import hashlib
+import http.server
+import io
+import os
 import pickle
 import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import lab_by_the_book
-from PIL import Image
+from PIL import Image, ImageCms
 
 import data
 import train_unet
@@ -184,11 +195,49 @@ def test_gray_pictures_are_dropped_from_training_and_validation_but_not_from_the
     assert len(data.load_pictures("folder", tmp_path, 32, train=False).images) == 20
 
 
+def test_pictures_and_labels_stay_together_through_dropping_and_splitting(tmp_path):
+    for i in range(40):  # as red as the label says, and every fifth one gray
+        picture = np.full((32, 32, 3), i)
+        picture[:, :, 0] += 1 if i % 5 else 0
+        (tmp_path / "train" / f"{i:02}").mkdir(parents=True)
+        Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "train" / f"{i:02}" / "x.png")
+    (tmp_path / "test").mkdir()
+    for split in ("random", "hue"):
+        args = flags("--dataset", "folder", "--data-dir", tmp_path, "--split", split)
+        training, validation, dropped = data.load_training(args)
+        assert dropped == 8 and len(validation.images) > 2
+        for images, labels in (training, validation):
+            assert torch.equal(images[:, 1, 0, 0].long(), labels)
+            assert torch.equal(images[:, 0].long(), labels.view(-1, 1, 1).expand(-1, 32, 32) + 1)
+        labels = torch.cat([training.labels, validation.labels])
+        assert sorted(labels.tolist()) == [i for i in range(40) if i % 5]
+
+
+def test_a_fingerprint_tells_pictures_from_others_and_from_another_order():
+    images = torch.from_numpy(varied_pictures(60))
+    others = [images[1:], images.flip(0), images.flip(-1), images.view(60, 3, 8, 32)]
+    others.append(images.clone())
+    others[-1][30, 1, 5, 5] ^= 1
+    fingerprints = {data.fingerprint(some) for some in [images, *others]}
+    assert len(fingerprints) == 6 and data.fingerprint(images.clone()) in fingerprints
+    assert data.fingerprint(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)) == 913324892
+
+
 def test_limit_draws_before_the_split_and_validation_shrinks_with_it():
     training, validation, _ = data.load_training(flags("--dataset", "shapes", "--limit", 50))
     assert (len(training.images), len(validation.images)) == (45, 5)
     other = data.load_training(flags("--dataset", "shapes", "--limit", 50, "--seed", 1))[0]
     assert not torch.equal(training.images, other.images)
+
+
+def test_limit_makes_only_the_shapes_that_it_draws(monkeypatch):
+    make, made = data.make_shapes, []
+    monkeypatch.setattr(data, "make_shapes", lambda *args: made.append(make(*args)) or made[-1])
+    images, labels = data.load_pictures("shapes", "", 32, train=True, limit=700, seed=3)
+    assert sum(len(some) for some, *_ in made) == 700
+    all_images, all_labels, _ = make(data.SHAPES_TRAIN, 32, data.SHAPES_TRAIN_SEED)
+    chosen = np.sort(np.random.RandomState(3).permutation(data.SHAPES_TRAIN)[:700])
+    assert torch.equal(images, all_images[chosen]) and torch.equal(labels, all_labels[chosen])
 
 
 # ---------------------------------------------------------------------------------------- batches
@@ -293,6 +342,99 @@ def test_a_server_that_never_answers_is_a_no(tmp_path, monkeypatch):
     assert socket.getdefaulttimeout() is None
 
 
+@pytest.fixture
+def archive(cifar10, tmp_path, monkeypatch):
+    """The bytes of an archive of that CIFAR-10, which torchvision takes for whole."""
+    with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as file:
+        file.add(cifar10 / "cifar-10-batches-py", "cifar-10-batches-py")
+    packed = (tmp_path / "made.tar.gz").read_bytes()
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", hashlib.md5(packed).hexdigest())
+    return packed
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(answer) makes a server CIFAR-10's; answer(send) gets what sends bytes."""
+    servers = []
+
+    def run(answer):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+                answer(self.wfile.write)
+
+            def log_message(self, *args):
+                pass
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever).start()
+        url = f"http://127.0.0.1:{servers[-1].server_port}/cifar.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
+
+    yield run
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_cifar10_is_downloaded_and_unpacked(archive, serve, tmp_path):
+    serve(lambda send: send(archive))
+    root = tmp_path / "new" / "datasets"
+    images = data.load_pictures("cifar10", root, 32, train=True).images
+    assert torch.equal(images.permute(0, 2, 3, 1), torch.from_numpy(noise(10)))
+    assert sorted(os.listdir(root)) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+    assert (root / "cifar-10-python.tar.gz").read_bytes() == archive
+    (root / "cifar-10-batches-py" / "data_batch_1").unlink()
+    serve(lambda send: None)  # nothing to be downloaded again
+    assert torch.equal(data.load_pictures("cifar10", root, 32, train=True).images, images)
+
+
+@pytest.mark.parametrize("before", [[], ["mine/old.png"]])
+def test_a_download_that_fails_removes_only_its_own(
+    before, archive, serve, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.3)
+    root, done = tmp_path / "datasets", threading.Event()
+
+    def put(name, content):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+
+    def answer(send):
+        send(archive[:1000])
+        meanwhile()
+        done.wait(5)  # says no more
+
+    def meanwhile():
+        for name in ("photos/new.png", "cifar-10-batches-py/notes.txt"):
+            if name not in before:
+                put(name, b"copied there meanwhile")
+
+    for name in before:
+        put(name, b"there before")
+    serve(answer)
+    with pytest.raises(data.DataError, match="timed out"):
+        data.load_pictures("cifar10", root, 32, train=True)
+    done.set()
+    found = {str(path.relative_to(root)): path.read_bytes()
+             for path in root.rglob("*") if path.is_file()}
+    wanted = dict.fromkeys(["photos/new.png", "cifar-10-batches-py/notes.txt"],
+                           b"copied there meanwhile")
+    assert found == {**wanted, **dict.fromkeys(before, b"there before")}
+
+
+def test_ctrl_c_in_a_download_leaves_nothing(archive, serve, tmp_path):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    serve(lambda send: send(archive[:1000]))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torchvision.datasets.utils, "_urlretrieve", interrupted)
+        data.load_pictures("cifar10", tmp_path / "new" / "datasets", 32, train=True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_may_hold_any_mode_and_size(tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()
@@ -319,6 +461,113 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert picture[0, :, 0].tolist() == [0, 100, 255]
 
 
+def test_a_32_bit_picture_of_bytes_is_not_black(tmp_path):
+    values = np.array([[0, 100, 255]], dtype=np.int32)
+    Image.fromarray(values).save(tmp_path / "bytes.tif")
+    assert np.asarray(data.read_picture(tmp_path / "bytes.tif"))[0, :, 0].tolist() == [0, 100, 255]
+
+
+D50 = struct.pack(">3i", 63190, 65536, 54061)
+
+
+def icc_profile(spaces, tags):
+    """The bytes of an ICC profile (ICC.1:2001-04): 128 bytes of header, a table, then the tags."""
+    tags = {b"wtpt": b"XYZ " + bytes(4) + D50, **tags}
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, value in tags.items():
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
+        body += value
+    header = struct.pack(">I4sI", 128 + len(table) + len(body), b"", 0x02400000) + b"prtr" + spaces
+    return header + bytes(12) + b"acsp" + bytes(28) + D50 + bytes(48) + table + body
+
+
+def profile_of_gray(gamma):
+    curve = struct.pack(">4sIIHH", b"curv", 0, 1, round(256 * gamma), 0)
+    return icc_profile(b"GRAYXYZ ", {b"kTRC": curve})
+
+
+def profile_of_inks():
+    """CMYK whose cyan is L*a*b* (80, -40, -40); a look-up table of two points an ink."""
+    colors = [[100 - 20 * c - 20 * m - 60 * k, 60 * m - 40 * c, 60 * y - 40 * c]
+              for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
+    points = (np.array(colors) * [2.55, 1, 1] + [0, 128, 128]).round().astype(np.uint8).tobytes()
+    matrix = struct.pack(">9i", *(65536 * np.eye(3, dtype=int)).flat)
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix
+    table += 4 * bytes(range(256)) + points + 3 * bytes(range(256))
+    return icc_profile(b"CMYKLab ", {b"A2B0": table})
+
+
+def profile_that_swaps_red_and_blue():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return srgb.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
+
+
+def read_with_profile(picture, profile, path):
+    picture.save(path, icc_profile=profile, **({"quality": 100} if path.suffix == ".jpg" else {}))
+    return np.asarray(data.read_picture(path))[0, 0].tolist()
+
+
+def test_an_embedded_profile_makes_srgb(tmp_path):
+    red, swapped = Image.new("RGB", (20, 20), (200, 30, 10)), profile_that_swaps_red_and_blue()
+    clear = red.copy()
+    clear.putalpha(0)
+    for name in ("x.png", "x.jpg", "x.tif", "x.webp"):
+        r, _, b = read_with_profile(red, swapped, tmp_path / name)
+        assert r < 60 and b > 180, name
+    r, _, b = read_with_profile(red.quantize(), swapped, tmp_path / "palette.png")
+    assert r < 60 and b > 180
+    assert read_with_profile(clear, swapped, tmp_path / "clear.png") == [255, 255, 255]
+    save_images(tmp_path / "train", np.stack([red] * 3))
+    red.save(tmp_path / "train" / "0.png", icc_profile=swapped)
+    (tmp_path / "test").mkdir()
+    pixels = data.load_pictures("folder", tmp_path, 32, True).images[:, :, 5, 5]
+    assert pixels[0, 2] > 180 and pixels[1:].tolist() == [[200, 30, 10]] * 2
+
+
+def test_a_profile_of_gray_is_followed_whatever_the_gray_is_stored_in(tmp_path):
+    gray, linear = Image.new("L", (20, 20), 128), profile_of_gray(1.0)
+    expected = 255 * (1.055 * (128 / 255) ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+    deep = Image.fromarray(np.full((20, 20), 128 * 257, dtype=np.uint16))
+    for name, picture in (("x.png", gray), ("x.jpg", gray), ("la.png", gray.convert("LA")),
+                          ("deep.png", deep)):
+        pixel = read_with_profile(picture, linear, tmp_path / name)
+        assert np.abs(np.array(pixel) - expected).max() < 1.5, name
+    swapped = profile_that_swaps_red_and_blue()
+    assert read_with_profile(gray, swapped, tmp_path / "rgb.png") == [128, 128, 128]
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.jpg"])
+def test_a_profile_of_inks_is_followed(name, tmp_path):
+    cyan, plain = Image.new("CMYK", (20, 20), (255, 0, 0, 0)), [0, 255, 255]
+    pixel = read_with_profile(cyan, profile_of_inks(), tmp_path / name)
+    wanted = 255 * data.lab_to_rgb(torch.tensor([80.0, -40, -40]).view(1, 3, 1, 1)).flatten()
+    assert np.abs(np.array(pixel) - wanted.numpy()).max() < 4
+    assert read_with_profile(cyan, None, tmp_path / name) == plain
+    red = Image.new("RGB", (20, 20), (200, 30, 10))
+    assert read_with_profile(red, profile_of_inks(), tmp_path / "rgb.png") == [200, 30, 10]
+
+
+def test_a_profile_that_is_broken_or_of_other_channels_is_ignored(tmp_path):
+    red, srgb = (200, 30, 10), profile_that_swaps_red_and_blue()
+    for i, profile in enumerate([b"", b"junk", srgb[:200], srgb[:-500], profile_of_gray(1.0)]):
+        picture = Image.new("RGB", (20, 20), red)
+        assert read_with_profile(picture, profile, tmp_path / f"{i}.png") == list(red)
+    cmyk = Image.new("RGB", (20, 20), red).convert("CMYK")
+    plain = read_with_profile(cmyk, None, tmp_path / "plain.tif")
+    assert read_with_profile(cmyk, profile_of_gray(1.0), tmp_path / "x.tif") == plain
+
+
+def test_warnings_of_pillow_are_not_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    save_images(tmp_path / "train", noise(40, side=60))
+    (tmp_path / "test").mkdir()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        data.read_picture(tmp_path / "train" / "0.png")
+        data.load_pictures("folder", tmp_path, 32, True)
+    assert seen == []
+
+
 def test_class_folders_give_labels_and_flat_folders_none(tmp_path):
     save_images(tmp_path / "classes" / "train" / "cat", noise(3))
     save_images(tmp_path / "classes" / "train" / "dog", noise(2))
@@ -330,6 +579,116 @@ def test_class_folders_give_labels_and_flat_folders_none(tmp_path):
     assert load("folder", tmp_path / "flat", 32, True).labels is None
 
 
+def test_linked_class_folders_are_followed_and_circles_end(tmp_path):
+    save_images(tmp_path / "elsewhere" / "kittens", noise(2))
+    save_images(tmp_path / "train" / "dog", noise(3))
+    (tmp_path / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "dog" / "self").symlink_to(tmp_path / "train" / "dog")
+    (tmp_path / "test").mkdir()
+    assert data.load_pictures("folder", tmp_path, 32, True).labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_picture_beside_class_folders_is_named_and_left_out(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        save_images(tmp_path / "train" / name, noise(2))
+    save_images(tmp_path / "train" / "z", noise(0))
+    Image.new("RGB", (9, 9)).save(tmp_path / "train" / "stray.png")
+    (tmp_path / "test").mkdir()
+    assert data.load_pictures("folder", tmp_path, 32, True).labels.tolist() == [0, 0, 1, 1]
+    assert "left out 1 of 5 pictures" in (err := capsys.readouterr().err) and "stray.png" in err
+
+
+def test_pictures_are_sorted_by_their_path_as_text(tmp_path):
+    for name in ("a/x", "a b/x", "B", "ä"):
+        save_images(tmp_path / name, noise(1))
+    Image.new("RGB", (9, 9)).save(tmp_path / "a" / "0.png")
+    found = [path.relative_to(tmp_path).as_posix() for path in data.picture_paths(tmp_path)]
+    assert found == ["B/0.png", "a b/x/0.png", "a/0.png", "a/x/0.png", "ä/0.png"]
+
+
+def test_what_cannot_be_read_in_a_folder_is_named_once(tmp_path, capsys, monkeypatch):
+    for name in ("good", "locked"):
+        save_images(tmp_path / name, noise(1))
+    for name in ("1.HEIC", "2.heic", "3.dng", "notes.txt", "good/4.heic"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")  # which would never be opened
+    scandir = os.scandir
+
+    def locked(folder):  # root may read any
+        if os.path.basename(folder) == "locked":
+            raise PermissionError(13, "Permission denied", os.fspath(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    paths = data.picture_paths(tmp_path)
+    assert [path.name for path in paths] == ["gone.png", "0.png"]  # the first when it is opened
+    lines = sorted(capsys.readouterr().err.splitlines())
+    assert lines == [f"left out 1 .dng files in {tmp_path}: convert them to JPEG",
+                     f"left out 3 .heic files in {tmp_path}: convert them to JPEG",
+                     f"skipped [Errno 13] Permission denied: '{tmp_path / 'locked'}'"]
+
+
+def test_pictures_that_do_not_fit_are_refused_before_decoding(tmp_path, fails, monkeypatch, capsys):
+    save_images(tmp_path / "train", noise(20))
+    (tmp_path / "test").mkdir()
+    command = ["--dataset", "folder", "--data-dir", tmp_path, "--epochs", 1, "--width", 1,
+               "--out", tmp_path / "run"]
+    needed = 20 * 3 * 32 * 32
+    monkeypatch.setattr(data, "free_memory", lambda: needed - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "read_picture", None)
+        line = fails(train_unet.main, command)
+    assert "20 pictures of 32x32 need 0.0 GB" in line and "lower --limit or --size" in line
+    monkeypatch.setattr(data, "free_memory", lambda: needed * 1.5)
+    train_unet.main([str(word) for word in command])
+    assert "20 pictures of 32x32 need" in capsys.readouterr().err
+    monkeypatch.setattr(data, "free_memory", lambda: needed * 3)
+    data.load_pictures("folder", tmp_path, 32, True)
+    assert "need" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="needs /proc/meminfo")
+def test_free_memory_is_known_where_the_system_says_it():
+    assert 2**20 < data.free_memory() < 2**50
+
+
+def test_exhausted_memory_is_not_taken_for_a_damaged_picture(tmp_path, fails, monkeypatch):
+    def full(path):
+        raise MemoryError
+
+    save_images(tmp_path / "train", noise(20))
+    monkeypatch.setattr(data, "read_picture", full)
+    line = fails(train_unet.main, ["--dataset", "folder", "--data-dir", tmp_path])
+    assert "memory is exhausted" in line and "--size" in line
+
+
+PEAK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import data, train_unet
+before = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+training, validation, _ = data.load_training(train_unet.build_parser().parse_args(sys.argv[2:]))
+peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+print(1024 * (peak - before) / (training.images.nbytes + validation.images.nbytes))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc/self/status")
+def test_loading_needs_little_more_memory_than_its_pictures(tmp_path):
+    images = noise(600, side=4)
+    images[::10] = images[::10, :, :, :1]
+    save_images(tmp_path / "train", images)
+    (tmp_path / "train" / "bad.png").write_bytes(b"junk")
+    (tmp_path / "test").mkdir()
+    command = [sys.executable, "-c", PEAK, Path(data.__file__).parent, "--dataset", "folder",
+               "--data-dir", tmp_path, "--size", 256, "--split", "hue"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2.2  # of which the mean hue has a part that is always the same
+
+
 def test_without_a_test_folder_a_tenth_is_held_out_by_name_and_said_so(tmp_path, capsys):
     save_images(tmp_path / "train", noise(100))
     test = data.load_pictures("folder", tmp_path, 32, train=False).images
@@ -339,6 +698,17 @@ def test_without_a_test_folder_a_tenth_is_held_out_by_name_and_said_so(tmp_path,
     expected = [int(name[:-4]) for name in names if zlib.crc32(name.encode()) % 10 == 0]
     assert torch.equal(test.permute(0, 2, 3, 1), torch.from_numpy(noise(100)[expected]))
     assert len(train) == 100 - len(test)
+
+
+def test_the_held_out_tenth_goes_by_the_path_below_train(tmp_path):
+    names = [f"p{i:02}/original.png" for i in range(30)]
+    for name, picture in zip(names, noise(30)):
+        save_images(tmp_path / "train" / name[:3], [])
+        Image.fromarray(picture).save(tmp_path / "train" / name)
+    test = data.load_pictures("folder", tmp_path, 32, train=False).images
+    expected = [i for i, name in enumerate(names) if zlib.crc32(name.encode()) % 10 == 0]
+    assert 0 < len(expected) < 8
+    assert torch.equal(test.permute(0, 2, 3, 1), torch.from_numpy(noise(30)[expected]))
 
 
 def test_test_pictures_need_no_training_pictures(tmp_path):

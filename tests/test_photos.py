@@ -1,16 +1,18 @@
 """One's own photos: any format, size and name in, a PNG of the same size and lightness out."""
 
+import itertools
 import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import lab_by_the_book
-from PIL import Image
+from PIL import Image, ImageCms
 
 import data
 import evaluate
@@ -46,7 +48,7 @@ def colorize(ckpt, tmp_path, capsys):
             status = 0
         except SystemExit as ended:
             status = ended.code
-        names = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+        names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
         return status, names, capsys.readouterr().err
 
     return run
@@ -96,7 +98,7 @@ def test_sixteen_bits_are_scaled_not_clipped(colorize, tmp_path):
     Image.fromarray((deep / 257).astype(np.uint8)).save(tmp_path / "flat.png")
     colorize(*(tmp_path / name for name in ("deep.png", "deep.tif", "flat.png")))
     outputs = [np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
-               for name in ("deep.png", "deep.tif.png", "flat.png")]
+               for name in ("deep.png.png", "deep.tif.png", "flat.png")]
     assert np.array_equal(outputs[0], outputs[1])
     assert np.abs(outputs[0] - outputs[2]).max() <= 2
 
@@ -116,6 +118,53 @@ def test_a_photo_is_upright(colorize, tmp_path):
     output = Image.open(tmp_path / "out" / "turned.png")
     assert output.size == (36, 48) and 0x0112 not in output.getexif()
     assert lightness(output.crop((30, 0, 36, 48))).mean() < 20  # the black top is at the right
+
+
+def test_exif_and_dpi_are_carried_and_the_profile_is_not(colorize, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a cat"
+    exif[0x8769] = {0x9003: "2020:01:02 03:04:05"}
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    scene().save(tmp_path / "x.jpg", exif=exif, dpi=(300, 300), icc_profile=srgb)
+    colorize(tmp_path / "x.jpg")
+    output = Image.open(tmp_path / "out" / "x.png")
+    assert output.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert output.getexif()[0x010E] == "a cat" and 0x0112 not in output.getexif()
+    assert output.getexif().get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05"
+    assert "icc_profile" not in output.info
+
+
+def test_an_impossible_dpi_costs_no_photo(colorize, tmp_path):
+    scene().save(tmp_path / "x.tif", dpi=(0, 0))
+    assert colorize(tmp_path / "x.tif")[:2] == (0, ["x.png"])
+    assert "dpi" not in Image.open(tmp_path / "out" / "x.png").info
+
+
+def test_a_photo_of_200_megapixels_is_not_refused_and_not_warned_of(tmp_path):
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "large.png")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with Image.open(tmp_path / "large.png") as photo:
+            assert photo.size == (20_000, 10_000)
+    assert seen == []
+
+
+def test_a_photo_that_exhausts_memory_is_named_and_the_next_is_painted(
+    colorize, tmp_path, monkeypatch
+):
+    paint = evaluate.colorize_photo
+
+    def full(generator, color, photo, *flags):
+        if photo.width == 50:
+            raise MemoryError
+        return paint(generator, color, photo, *flags)
+
+    monkeypatch.setattr(evaluate, "colorize_photo", full)
+    scene(50, 10).save(tmp_path / "1.jpg")
+    scene(20, 10).save(tmp_path / "2.jpg")
+    status, names, errors = colorize(tmp_path / "1.jpg", tmp_path / "2.jpg")
+    assert (status, names) == (1, ["2.png"])
+    assert errors.startswith(f"skipped {tmp_path / '1.jpg'}: MemoryError\n")
 
 
 def test_a_colored_photo_is_colorized_from_its_gray(ckpt, color):
@@ -175,28 +224,67 @@ def test_a_folder_keeps_its_paths_and_only_pictures_count(colorize, tmp_path):
     (folder / "a folder.jpg").mkdir()
     (folder / "film.mpg").write_bytes(b"not a picture, either")
     status, names, errors = colorize(folder)
-    assert (status, names) == (0, ["a b/two.png", "a b/ü/three.png", "one.png", "one.tif.png"])
+    assert (status, names) == (0, ["a b/two.png", "a b/ü/three.png", "one.jpg.png", "one.tif.png"])
     assert errors == ""
-    assert colorize(folder / "unnamed", "--overwrite")[:2] == (0, sorted([*names, "unnamed.png"]))
+    assert colorize(folder / "unnamed")[:2] == (0, sorted([*names, "unnamed.png"]))
 
 
-def test_names_that_clash_are_kept_apart(colorize, tmp_path):
-    for folder in ("a", "b", "c"):
-        (tmp_path / folder).mkdir()
-        scene().save(tmp_path / folder / "x.tif")
-    status, names, _ = colorize(*(tmp_path / folder / "x.tif" for folder in "abc"))
-    assert (status, names) == (0, ["x.png", "x.tif.2.png", "x.tif.png"])
+def names_of(inputs, out="out"):
+    """{photo's path: output's path below `out`} as list_photos gives them."""
+    return {photo.as_posix(): output.relative_to(out).as_posix()
+            for photo, output in evaluate.list_photos(map(str, inputs), Path(out))}
 
 
-def test_an_output_that_exists_is_kept_without_overwrite(colorize, tmp_path):
-    scene().save(tmp_path / "photo.jpg")
-    colorize(tmp_path / "photo.jpg")
-    output = tmp_path / "out" / "photo.png"
+def test_two_photos_of_one_stem_both_keep_their_suffix_in_any_order():
+    wanted = {"a/x.jpg": "x.jpg.png", "a/x.png": "x.png.png", "a/y.jpg": "y.png"}
+    for photos in itertools.permutations(wanted):
+        assert names_of(photos) == wanted
+    assert names_of(["a/x.jpg", "a/x.jpg.tif"]) == {"a/x.jpg": "x.png",
+                                                    "a/x.jpg.tif": "x.jpg.tif.png"}
+    either = names_of(["a/X.jpg", "a/x.png", "b/y.jpg", "b/Y.jpg"])
+    assert len({name.casefold() for name in either.values()}) >= 3  # some file systems have no case
+    assert len(set(either.values())) == 4
+
+
+def test_photos_of_one_name_in_two_inputs_keep_their_folders_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("2019/x.jpg", "2020/x.jpg", "2020/a/y.jpg", "2020/z.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        scene().save(name)
+    wanted = {"2019/x.jpg": "2019/x.jpg.png", "2020/x.jpg": "2020/x.jpg.png",
+              "2020/a/y.jpg": "a/y.png", "2020/z.jpg": "z.png"}
+    for inputs in (["2019", "2020"], ["2020", "2019"], ["2020", "2019/x.jpg", "2020/x.jpg"]):
+        assert names_of(inputs) == wanted
+    both = names_of(["p/a/x.jpg", "q/a/x.jpg"])  # all of the path, where nothing less will do
+    assert [name[-13:] for name in both.values()] == ["p/a/x.jpg.png", "q/a/x.jpg.png"]
+    assert names_of([".", "2019/x.jpg"])["2019/x.jpg"] == "2019/x.png"  # each photo once
+
+
+def test_an_output_that_exists_is_kept_and_counts_as_done(colorize, tmp_path):
+    album = tmp_path / "album"
+    album.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        scene().save(album / name)
+    assert colorize(album) == (0, ["a.png", "b.png"], "")
+    output = tmp_path / "out" / "a.png"
     output.write_bytes(b"precious")
-    status, _, errors = colorize(tmp_path / "photo.jpg")
-    assert status == 2 and "--overwrite" in errors and output.read_bytes() == b"precious"
-    assert colorize(tmp_path / "photo.jpg", "--overwrite")[0] == 0
-    assert output.read_bytes() != b"precious"
+    scene().save(album / "c.jpg")
+    status, names, errors = colorize(album)
+    assert (status, names) == (0, ["a.png", "b.png", "c.png"])
+    assert errors == "kept 2, replace them with --overwrite\n"
+    assert output.read_bytes() == b"precious"
+    scene().save(album / "a.webp")  # of the stem of another one: both have new names
+    status, names, errors = colorize(album)
+    assert (status, names) == (0, ["a.jpg.png", "a.png", "a.webp.png", "b.png", "c.png"])
+    assert errors.startswith("kept 2,") and output.read_bytes() == b"precious"
+    (album / "d.jpg").write_bytes(b"junk")
+    status, _, errors = colorize(album)
+    assert status == 1 and errors.endswith("kept 4, replace them with --overwrite\n"
+                                           "1 of 5 pictures were skipped\n")
+    (album / "a.webp").unlink()
+    (album / "d.jpg").unlink()
+    status, _, errors = colorize(album, "--overwrite")
+    assert (status, errors) == (0, "") and output.read_bytes() != b"precious"
 
 
 def test_a_photo_is_never_replaced_by_its_own_colors(colorize, tmp_path):

@@ -463,7 +463,7 @@ def test_a_folder_that_holds_a_run_is_not_touched_without_overwrite(tiny, fails)
 
 
 def test_evaluation_takes_as_much_memory_at_every_size(tiny, monkeypatch):
-    monkeypatch.setattr(evaluate, "BATCH_PIXELS", 4 * 32 * 32)
+    monkeypatch.setattr(data, "BATCH_PIXELS", 4 * 32 * 32)
     sizes = set()
 
     def spy(network):
