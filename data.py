@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import http.client
 import io
+import math
 import os
 import socket
 import sys
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchvision
 from PIL import Image, ImageCms, ImageOps
 
@@ -63,8 +65,8 @@ def number(kind, low, high):
         try:
             value = kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= high:  # also catches nan
+            value = math.nan
+        if not low <= value <= high:  # nan is neither
             raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {low} to {high}")
         return value
 
@@ -145,6 +147,8 @@ def load_training(args):
     images, labels = _pick(colored, torch.cat(splits))
     labels = [None, None] if labels is None else labels.split(sizes)
     training, validation = map(Pictures, images.split(sizes), labels)
+    count = over_processes(sizes[0], "MIN")  # equally many, for equally many steps
+    training = Pictures(*(None if part is None else part[:count] for part in training))
     return training, validation, len(pictures.images) - n
 
 
@@ -158,7 +162,7 @@ def fingerprint(images):
     crc = zlib.crc32(str(tuple(images.shape)).encode())
     for batch in in_batches(images):
         crc = zlib.crc32(batch.cpu().contiguous().numpy(), crc)
-    return crc
+    return over_processes(crc, "SUM")
 
 
 def is_gray(images):
@@ -210,27 +214,47 @@ def mean_hue(images):
 def _pick(pictures, indices):
     """The pictures of the given indices, in that order and in the same memory, which is changed."""
     images, labels = pictures
-    for row in range(images.shape[2]):  # of pixels: images[indices] would need the memory twice
-        images[: len(indices), :, row] = images[:, :, row][indices]
+    for band in images.chunk(16, dim=2):  # images[indices] would need the memory twice
+        band[: len(indices)] = band[indices]
     return Pictures(images[: len(indices)], None if labels is None else labels[indices])
 
 
 def _draw(n, limit, seed):
-    """Sorted indices of `limit` out of n things, or of all n."""
-    if limit is None or limit >= n:
-        return np.arange(n)
-    return np.sort(np.random.RandomState(seed).permutation(n)[:limit])
+    """Sorted indices of `limit` out of n things, or of all n; of those, this process's share."""
+    chosen = np.arange(n)
+    if limit is not None and limit < n:
+        chosen = np.sort(np.random.RandomState(seed).permutation(n)[:limit])
+    if dist.is_initialized():  # every k-th for each of k processes
+        count = dist.get_world_size()
+        chosen = chosen[dist.get_rank() :: count][: len(chosen) // count]
+    return chosen
+
+
+def over_processes(number, operation):
+    """The "MIN", "MAX" or "SUM" of an int over all processes of torchrun; alone, the int itself."""
+    if dist.is_initialized():
+        number = torch.tensor(number)
+        dist.all_reduce(number, getattr(dist.ReduceOp, operation))
+    return int(number)
 
 
 @contextlib.contextmanager
-def download_timeout():
-    """Inside, a server that is silent for DOWNLOAD_TIMEOUT seconds is an error."""
+def downloading():
+    """Inside, a server that is silent for DOWNLOAD_TIMEOUT seconds is an error.
+
+    The first process goes in first, so that the others find what it has downloaded.
+    """
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if not first:
+        over_processes(0, "SUM")  # waits for the first
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
+    if first:
+        over_processes(0, "SUM")
 
 
 def _load_cifar10(root, size, train, limit, seed):
@@ -240,7 +264,7 @@ def _load_cifar10(root, size, train, limit, seed):
     cifar10 = torchvision.datasets.CIFAR10
     new = [path for path in (root / cifar10.filename, root, *root.parents) if not path.exists()]
     try:
-        with download_timeout():
+        with downloading():
             dataset = cifar10(root, train=train, download=True)
     except BaseException as error:
         for path in new:  # what the download wrote goes, and folders in which nothing else lies
@@ -299,8 +323,8 @@ def free_memory():
 def _decode(paths, size, root):
     """Pictures, uint8 (N, 3, size, size), and their paths; damaged files are named and left out."""
     images, decoded = torch.empty(len(paths), 3, size, size, dtype=torch.uint8), []
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings():  # Pillow decodes in parallel
-        warnings.simplefilter("ignore")  # here, too: what a thread sets, another may reset
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # here, too: what one thread sets, another may reset
         for start in range(0, len(paths), 64):
             some = paths[start : start + 64]
             pictures = [pool.submit(_read_thumbnail, path, size) for path in some]
@@ -465,12 +489,14 @@ class Batches:
 
     images: uint8 (N, 3, H, W), N >= 2. A `batch_size` above N means one batch of all N. A last
     batch of one picture is left out, because BatchNorm cannot normalize it. Two Batches of as many
-    pictures and of one seed go through them in the same order, with the same flips.
+    pictures and of one seed go through them in the same order, with the same flips. Several
+    processes share a batch: each has its part, of its own pictures.
     """
 
     def __init__(self, images, color, batch_size, seed, labels=None):
         self.images, self.color, self.seed, self.labels = images, color, seed, labels
-        self.batch_size = min(batch_size, len(images))
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        self.batch_size = min(batch_size // processes, len(images))
 
     def __len__(self):
         """Batches an epoch."""

@@ -262,18 +262,26 @@ class Run:
         self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
         self.done = checkpoint["epoch"] if checkpoint else 0
         self.stage_name, self.until = None, 0  # of the stage begun last; its last epoch
+        if args.batch_size < 2 * args.processes:
+            raise models.RunError(f"--batch-size {args.batch_size} is less than two pictures for "
+                                  f"each of {args.processes} processes: raise it")
+        self.first = models.RANK == 0  # which alone validates, draws and saves
         self.saved = args.resume and Path(args.resume).resolve() == self.last.resolve()
         kept = ("last.pt", "epoch_*.pt", "log.csv", "samples")
-        if not (self.saved or args.overwrite) and any(any(self.out.glob(name)) for name in kept):
+        new = not (self.saved or args.overwrite) and self.first
+        if new and any(any(self.out.glob(name)) for name in kept):
             raise models.RunError(f"{self.out} holds a run: go on with --resume {self.last}, "
                                   "replace it with --overwrite, or choose another --out")
 
     def __enter__(self):
         self.new_folders = [path for path in (self.out, *self.out.parents) if not path.exists()]
-        self.lock = models.claim(self.out)
+        self.lock = models.claim(self.out) if self.first else None
+        models.join_processes()
         return self
 
     def __exit__(self, kind, error, traceback):
+        if not self.first:
+            return
         os.close(self.lock)
         if not self.saved:
             for folder in self.new_folders:
@@ -283,7 +291,9 @@ class Run:
             print()  # below the progress line
         if kind in (KeyboardInterrupt, BrokenPipeError):
             last = f'"{self.last}"' if " " in str(self.last) else self.last
-            resume = f"go on with python {self.script}.py --resume {last}"
+            processes = self.args.processes
+            start = f"torchrun --nproc_per_node {processes}" if processes > 1 else "python"
+            resume = f"go on with {start} {self.script}.py --resume {last}"
             what_now = resume if self.saved else "nothing was saved yet"
             print(f"interrupted: {what_now}", file=sys.stderr)
 
@@ -300,7 +310,9 @@ class Run:
         cuda = self.device.type == "cuda"
         name = torch.cuda.get_device_name(self.device) if cuda else self.device.type
         goes_on = f", after epoch {self.done}" if self.done else ""
-        batch = f"batch {batches.batch_size}"
+        batch = f"batch {args.batch_size}"
+        if args.processes > 1:
+            count, batch = count * args.processes, f"{batch} in {args.processes} processes"
         if args.batch_size > count:
             batch = f"one batch of all {count} (--batch-size {args.batch_size} is more)"
         print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, "
@@ -349,10 +361,15 @@ class Run:
         """Add up a step's losses on the device; now and then read them, print and check them."""
         self.sums = self.sums + torch.stack([loss.detach() for loss in losses.values()])
         self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
-        if self.epoch_steps % READ_EVERY and self.epoch_steps < len(self.batches):
+        if self.epoch_steps == len(self.batches):
+            kept = {**self.state, **self.stage_state}.values()  # BatchNorm's statistics are of a
+            networks = [x for x in kept if isinstance(x, torch.nn.Module)]  # process's own pictures
+            models.average([b for x in networks for b in x.buffers() if b.is_floating_point()])
+        elif self.epoch_steps % READ_EVERY:
             return
-        means = (self.sums / self.epoch_steps).tolist()  # waits for the device
-        self.losses = dict(zip(losses, means))  # the epoch's means so far, by name
+        means = self.sums / self.epoch_steps
+        models.average([means])
+        self.losses = dict(zip(losses, means.tolist()))  # of the epoch so far; waits for the device
         self._stop_unless_finite(self.losses)
         if sys.stdout.isatty():
             line = (f"epoch {self.epoch}/{self.epochs} step {self.epoch_steps}/"
@@ -381,7 +398,10 @@ class Run:
 
         A generator's sample grid is drawn, too.
         """
-        rate = len(self.batches.images) / (time.perf_counter() - self.epoch_started)
+        if not self.first:
+            return
+        pictures = len(self.batches.images) * self.args.processes
+        rate = pictures / (time.perf_counter() - self.epoch_started)
         shown = metrics
         if generator:
             metrics = validate(generator, self.validation, self.args.color)
@@ -405,6 +425,8 @@ class Run:
 
     def save(self, epoch):
         """Write last.pt, and epoch_NNN.pt where it is kept, then log.csv to match."""
+        if not self.first:
+            return
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
         args["data_dir"] = os.path.abspath(self.args.data_dir)  # wherever it is resumed
         state = {**self.state, **self.stage_state, "pictures": self.pictures}
@@ -450,7 +472,10 @@ def one_line_errors(main):
         if hasattr(sys.stdout, "reconfigure"):  # a file's name may have any letters
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return main(argv)
+            result = main(argv)
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            return result
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         except BrokenPipeError:  # the reader of standard output is gone, as after `| head`
@@ -466,6 +491,8 @@ def one_line_errors(main):
             message = error
         except OSError as error:
             message = f"{error}: check the path and the free space"
+        if models.RANK > 0:
+            time.sleep(20)  # until then, the first one has ended it if it met the mistake, too
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 

@@ -19,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from torch import nn
@@ -27,6 +28,7 @@ CHECKPOINT_FORMAT = 2  # 1: U-Nets that went up by transposed convolutions
 CHECKPOINT_KEYS = {  # what every script saves
     "script": str, "args": dict, "epoch": int, "history": list, "generator": dict
 }
+RANK, PROCESSES = (int(os.environ.get(*pair)) for pair in [("RANK", 0), ("WORLD_SIZE", 1)])
 # On --resume: where it runs and what it keeps may change, not what is learned.
 MAY_CHANGE = {"device", "amp", "data_dir", "out", "keep_every"}
 
@@ -165,11 +167,9 @@ class Discriminator(nn.Module):
             layers += _convolution(w, 2 * w, 4, stride=2)  # (N, 2w, H/4, W/4)
             layers += _convolution(2 * w, 4 * w, 4, stride=2)  # (N, 4w, H/8, W/8)
             layers += [nn.Conv2d(4 * w, 1, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]  # (N, 1)
-        elif head == "patch":
+        else:
             layers += _convolution(w, 2 * w, 4)  # (N, 2w, H/2 - 1, W/2 - 1)
             layers += [nn.Conv2d(2 * w, 1, 4, padding=1)]  # (N, 1, H/2 - 2, W/2 - 2)
-        else:
-            raise ValueError(f"head is 'image' or 'patch', not {head!r}")
         self.layers = nn.Sequential(*layers)
 
     def forward(self, gray, color):
@@ -245,6 +245,30 @@ class VGG16(nn.Module):
 # ------------------------------------------------------------------------ where and how they train
 
 
+def join_processes():
+    """Under torchrun, wait for all of its processes; from then on they can work together."""
+    if PROCESSES > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if RANK > 0:  # the first one speaks for all
+            sys.stdout = open(os.devnull, "w")
+
+
+@torch.no_grad()
+def average(tensors):
+    """Set tensors to their means over all processes, in one all-reduce. Alone, do nothing."""
+    if dist.is_initialized():
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def average_gradients(network):
+    """After backward(): the gradients of the batch that all processes have together."""
+    average([p.grad for p in network.parameters() if p.grad is not None])
+
+
 def choose_device(name):
     """A torch.device from --device; "auto" is CUDA, else MPS, else the CPU. Raises RunError.
 
@@ -254,8 +278,10 @@ def choose_device(name):
     torch.backends.cudnn.benchmark = True
     if name == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        name = "cuda" if cuda else "mps" if mps else "cpu"
     try:
+        if name == "cuda" and PROCESSES > 1:  # each process has a card of its own
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         device = torch.zeros(1, device=name).device
         if device.type not in ("cuda", "mps", "cpu"):
             raise ValueError("it is not for training")
@@ -351,9 +377,6 @@ def claim(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"no permission to write into {folder}")
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: choose another place ({first_line(error)})")
-    try:
         if os.name == "nt":  # Windows deletes a temporary file with the process that has it open
             lock = os.open(folder / "claimed", os.O_CREAT | os.O_EXCL | os.O_TEMPORARY)
         else:
@@ -361,8 +384,10 @@ def claim(folder):
 
             lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, FileExistsError):
+    except BlockingIOError:
         raise RunError(f"another run writes into {folder}: wait for it, or choose another --out")
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: choose another place ({first_line(error)})")
     for leftover in folder.glob("*.pt.*.new"):  # of a run that was killed while it saved
         leftover.unlink()
     return lock
@@ -446,6 +471,9 @@ def parse_args(parser, script, argv, stages=()):
     checkpoint: only the machine, the folders and a higher number of epochs may change, but not
     those of one of the `stages` that the run is past.
     """
+    if RANK > 0:  # the first one joins when it has found no mistake in the flags
+        join_processes()
+    parser.set_defaults(processes=PROCESSES)
     args = parser.parse_args(argv)
     if args.resume is None:
         if vars(args).get("discriminator") == "image" and args.size < 32:
@@ -457,7 +485,11 @@ def parse_args(parser, script, argv, stages=()):
     saved, stage = checkpoint["args"], checkpoint.get("stage")
     past = {f"{name}_epochs" for name in stages[: stages.index(stage) if stage in stages else 0]}
     saved["out"] = str(Path(args.resume).parent)  # wherever the folder now lies
+    saved.setdefault("processes", 1)
     args = parser.parse_args(argv, argparse.Namespace(**saved))
+    if args.processes != PROCESSES:
+        raise RunError(f"{args.resume} is of {args.processes} processes, not {PROCESSES}: use "
+                       "torchrun with as many, or start a new run")
     for name, before in saved.items():
         given, flag = getattr(args, name), "--" + name.replace("_", "-")
         if given == before or name in MAY_CHANGE:

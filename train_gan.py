@@ -96,6 +96,7 @@ def train(args, run):
             d_fake = bce(fake_logits, torch.zeros_like(fake_logits))
             optimizer_d.zero_grad()
             scaler.scale(d_real + d_fake).backward()
+            models.average_gradients(discriminator)
             scaler.step(optimizer_d)
 
             # (2) update G: minimize -log D(x, G(x)) + l1 * |G(x) - y|
@@ -106,6 +107,7 @@ def train(args, run):
             l1 = F.l1_loss(fake, target)
             optimizer_g.zero_grad()
             scaler.scale(adversarial + args.l1 * l1).backward()
+            models.average_gradients(generator)
             scaler.step(optimizer_g)
             scaler.update()
 

@@ -118,6 +118,7 @@ def train_classifier(args, run, batches, validation, classifier, autocast, scale
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
+            models.average_gradients(classifier)
             scaler.step(optimizer)
             scaler.update()
             run.log(cross_entropy=loss)
@@ -139,6 +140,7 @@ def train_generator(args, run, batches, averaged, feature_network, autocast, sca
                 loss = feature_loss(feature_network, gray, output, target, args.color)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
+            models.average_gradients(generator)
             scaler.step(optimizer)
             scaler.update()
             models.update_average(averaged, generator, run.steps)
@@ -159,12 +161,13 @@ def train_discriminator(
             d_real, d_fake = discriminator_losses(discriminator, gray, target, fake, autocast)
             optimizer.zero_grad()
             scaler.scale(d_real + d_fake).backward()
+            models.average_gradients(discriminator)
             scaler.step(optimizer)
             scaler.update()
             run.log(d_real=d_real, d_fake=d_fake)
         accuracy = discriminator_accuracy(discriminator, generator, val_batches.epoch(epoch))
         run.end_epoch(accuracy=accuracy)
-        if run.progress == 1 and accuracy < GOOD_CRITIC:
+        if run.first and run.progress == 1 and accuracy < GOOD_CRITIC:
             print(f"warning: the critic tells only {accuracy:.0%} of the pictures right and will "
                   "teach little: raise --critic-epochs", file=sys.stderr)
 
@@ -191,6 +194,7 @@ def train_gan(
             )
             optimizer_d.zero_grad()
             scaler.scale(d_real + d_fake).backward()
+            models.average_gradients(discriminator)
             scaler.step(optimizer_d)
 
             # Update G: minimize -log D(x, G(x)) + c F(G).
@@ -201,6 +205,7 @@ def train_gan(
             adversarial = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
             optimizer_g.zero_grad()
             scaler.scale(adversarial + args.feature_weight * feature).backward()
+            models.average_gradients(generator)
             scaler.step(optimizer_g)
             scaler.update()
 
@@ -216,10 +221,11 @@ def build_feature_network(args, labels, val_labels):
             raise models.RunError(f"the pictures in {args.data_dir} have no labels to tell apart "
                                   "for --features classifier: put them in class folders, or use "
                                   "--features vgg16_bn")
-        return models.Classifier(1 + int(torch.cat([labels, val_labels]).max()), args.width)
+        last = data.over_processes(int(torch.cat([labels, val_labels]).max()), "MAX")
+        return models.Classifier(1 + last, args.width)
     network = models.VGG16()
     if not args.resume:  # the checkpoint has its weights
-        with data.download_timeout():
+        with data.downloading():
             network.load_imagenet()
     return network
 

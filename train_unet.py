@@ -67,6 +67,7 @@ def train(args, run):
             loss = pixel_loss(output, target)
             optimizer.zero_grad()
             scaler.scale(loss).backward()
+            models.average_gradients(generator)
             scaler.step(optimizer)
             scaler.update()
             models.update_average(averaged, generator, run.steps)
