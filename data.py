@@ -40,9 +40,8 @@ DOWNLOAD_TIMEOUT = 10  # seconds to wait for a silent server; torchvision would 
 NO_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # formats that Pillow knows and does not decode
 CAMERA_SUFFIXES = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # plug-ins'
 Image.MAX_IMAGE_PIXELS = 2**28  # Pillow refuses twice that, 2 GB; phones make 200 megapixels
-DOWNLOAD_ERRORS = (
-    OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error
-)
+DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError,
+                   zlib.error)
 
 
 class DataError(Exception):
@@ -52,9 +51,6 @@ class DataError(Exception):
 class Pictures(NamedTuple):
     images: torch.Tensor  # uint8 (N, 3, H, W), RGB
     labels: torch.Tensor | None  # int64 (N,), or None where there are no classes
-
-
-# ------------------------------------------------------------------------------------------ flags
 
 
 def number(kind, low, high):
@@ -131,24 +127,21 @@ def load_training(args):
 
     Returns (training, validation, number of gray pictures dropped).
     """
-    pictures = load_pictures(
-        args.dataset, args.data_dir, args.size, train=True, limit=args.limit, seed=args.seed
-    )
+    pictures = load_pictures(args.dataset, args.data_dir, args.size, train=True, limit=args.limit,
+                             seed=args.seed)
     colored = _pick(pictures, torch.nonzero(~is_gray(pictures.images)).flatten())
     n = len(colored.images)
     if args.split == "hue":
-        splits = split_by_hue(colored.images, args.val_fraction)
+        training, validation = split_by_hue(colored.images, args.val_fraction)
     else:
-        splits = split_random(n, args.val_fraction, args.seed)
-    sizes = [len(side) for side in splits]
-    if sizes[0] < 2 or sizes[1] < 1:
+        training, validation = split_random(n, args.val_fraction, args.seed)
+    if len(training) < 2 or len(validation) < 1:
         raise DataError(f"{n} coloured pictures are too few for two to train on and one to "
                         "validate on: add pictures, raise --limit or lower --val-fraction")
-    images, labels = _pick(colored, torch.cat(splits))
+    sizes = [over_processes(len(training), "MIN"), len(validation)]  # for equally many steps
+    images, labels = _pick(colored, torch.cat([training[: sizes[0]], validation]))
     labels = [None, None] if labels is None else labels.split(sizes)
     training, validation = map(Pictures, images.split(sizes), labels)
-    count = over_processes(sizes[0], "MIN")  # equally many, for equally many steps
-    training = Pictures(*(None if part is None else part[:count] for part in training))
     return training, validation, len(pictures.images) - n
 
 
@@ -167,8 +160,7 @@ def fingerprint(images):
 
 def is_gray(images):
     """True for each picture (N, 3, H, W) in which R = G = B everywhere."""
-    batches = in_batches(images)
-    return torch.cat([(batch == batch[:, :1]).flatten(1).all(dim=1) for batch in batches])
+    return torch.cat([(x == x[:, :1]).flatten(1).all(dim=1) for x in in_batches(images)])
 
 
 def split_random(n, fraction, seed):
@@ -376,10 +368,9 @@ def picture_paths(folder):
         else:
             seen.add(os.path.realpath(place))
             paths += [Path(place, file) for file in files]
-    suffixes = [path.suffix.lower() for path in paths]
-    for suffix in sorted((CAMERA_SUFFIXES - readable).intersection(suffixes)):
-        print(f"left out {suffixes.count(suffix)} {suffix} files in {folder}: convert them to JPEG",
-              file=sys.stderr)
+    unread = [path for path in paths if path.suffix.lower() in CAMERA_SUFFIXES - readable]
+    if unread:
+        print(f"left out {len(unread)} files like {min(unread)}: make them JPEG", file=sys.stderr)
     paths = (path for path in sorted(paths, key=Path.as_posix) if path.suffix.lower() in readable)
     return [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
 
@@ -543,9 +534,8 @@ def rgb_to_lab(rgb):
     float (N, 3, H, W) -> float32 (N, 3, H, W).
     """
     rgb = rgb.float()
-    linear = torch.where(
-        rgb <= 0.04045, rgb / 12.92, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
-    )
+    power = ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, power)
     t = _mix(linear, XYZ_FROM_RGB / WHITE[:, None])
     cube_root = t.clamp(min=DELTA**3) ** (1 / 3)
     f = torch.where(t > DELTA**3, cube_root, t / (3 * DELTA**2) + 4 / 29)

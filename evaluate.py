@@ -262,9 +262,9 @@ class Run:
         self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
         self.done = checkpoint["epoch"] if checkpoint else 0
         self.stage_name, self.until = None, 0  # of the stage begun last; its last epoch
-        if args.batch_size < 2 * args.processes:
+        if args.batch_size < 2 * models.PROCESSES:
             raise models.RunError(f"--batch-size {args.batch_size} is less than two pictures for "
-                                  f"each of {args.processes} processes: raise it")
+                                  f"each of {models.PROCESSES} processes: raise it")
         self.first = models.RANK == 0  # which alone validates, draws and saves
         self.saved = args.resume and Path(args.resume).resolve() == self.last.resolve()
         kept = ("last.pt", "epoch_*.pt", "log.csv", "samples")
@@ -291,8 +291,8 @@ class Run:
             print()  # below the progress line
         if kind in (KeyboardInterrupt, BrokenPipeError):
             last = f'"{self.last}"' if " " in str(self.last) else self.last
-            processes = self.args.processes
-            start = f"torchrun --nproc_per_node {processes}" if processes > 1 else "python"
+            several = f"torchrun --nproc_per_node {models.PROCESSES}"
+            start = several if models.PROCESSES > 1 else "python"
             resume = f"go on with {start} {self.script}.py --resume {last}"
             what_now = resume if self.saved else "nothing was saved yet"
             print(f"interrupted: {what_now}", file=sys.stderr)
@@ -306,13 +306,12 @@ class Run:
             raise models.RunError(f"the training pictures are not those that {args.resume} was "
                                   "trained on, and would mix with its validation pictures: "
                                   "restore them, or start a new run")
-        dtype = models.amp_dtype(self.device, args.amp) or torch.float32
-        cuda = self.device.type == "cuda"
-        name = torch.cuda.get_device_name(self.device) if cuda else self.device.type
+        dtype, name = models.amp_dtype(self.device, args.amp) or torch.float32, self.device.type
+        name = torch.cuda.get_device_name(self.device) if name == "cuda" else name
         goes_on = f", after epoch {self.done}" if self.done else ""
         batch = f"batch {args.batch_size}"
-        if args.processes > 1:
-            count, batch = count * args.processes, f"{batch} in {args.processes} processes"
+        if models.PROCESSES > 1:
+            count, batch = count * models.PROCESSES, f"{batch} in {models.PROCESSES} processes"
         if args.batch_size > count:
             batch = f"one batch of all {count} (--batch-size {args.batch_size} is more)"
         print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, "
@@ -361,9 +360,9 @@ class Run:
         """Add up a step's losses on the device; now and then read them, print and check them."""
         self.sums = self.sums + torch.stack([loss.detach() for loss in losses.values()])
         self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
-        if self.epoch_steps == len(self.batches):
-            kept = {**self.state, **self.stage_state}.values()  # BatchNorm's statistics are of a
-            networks = [x for x in kept if isinstance(x, torch.nn.Module)]  # process's own pictures
+        if self.epoch_steps == len(self.batches):  # BatchNorm's statistics are each process's own
+            kept = {**self.state, **self.stage_state}.values()
+            networks = [x for x in kept if isinstance(x, torch.nn.Module)]
             models.average([b for x in networks for b in x.buffers() if b.is_floating_point()])
         elif self.epoch_steps % READ_EVERY:
             return
@@ -394,13 +393,10 @@ class Run:
                                   "--amp off")
 
     def end_epoch(self, generator=None, **metrics):
-        """Print the epoch's line with `metrics`, or a generator's on validation pictures; save all.
-
-        A generator's sample grid is drawn, too.
-        """
+        """Validate a generator and draw what it paints, or take `metrics`; print, log and save."""
         if not self.first:
             return
-        pictures = len(self.batches.images) * self.args.processes
+        pictures = len(self.batches.images) * models.PROCESSES
         rate = pictures / (time.perf_counter() - self.epoch_started)
         shown = metrics
         if generator:
@@ -417,9 +413,8 @@ class Run:
               + " in this stage" * bool(self.stage_name), flush=True)
         if generator:  # of evenly spaced pictures, because --split hue has sorted them
             pictures = self.validation[:: max(1, len(self.validation) // FIGURE_RANDOM)]
-            grid = draw_comparison(
-                [("output", generator, self.args.color)], pictures[:FIGURE_RANDOM]
-            )
+            output = [("output", generator, self.args.color)]
+            grid = draw_comparison(output, pictures[:FIGURE_RANDOM])
             save_picture(grid, self.out / "samples" / f"epoch_{self.epoch:03d}.png")
         self.save(self.epoch)
 
@@ -428,10 +423,9 @@ class Run:
         if not self.first:
             return
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
-        args["data_dir"] = os.path.abspath(self.args.data_dir)  # wherever it is resumed
-        state = {**self.state, **self.stage_state, "pictures": self.pictures}
-        if self.stage_name:
-            state["stage"] = self.stage_name
+        args |= {"data_dir": os.path.abspath(self.args.data_dir), "processes": models.PROCESSES}
+        state = {**self.state, **self.stage_state, "stage": self.stage_name,
+                 "pictures": self.pictures}
 
         def save_as(path):
             models.save_checkpoint(path, self.script, args, epoch, self.history, **state)
@@ -449,7 +443,6 @@ class Run:
         writer.writerows(self.history)
         with models.replacing(self.out / "log.csv") as file:
             file.write(table.getvalue().encode())
-
 
     def _remove_other_epochs(self, epoch):
         """With --overwrite: the samples and kept checkpoints of another run, or of later epochs."""
@@ -482,9 +475,8 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except (RuntimeError, MemoryError) as error:
-            exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            words = "allocate memory", "out of memory"  # torch's, on a CPU and on MPS
-            if not exhausted and not any(word in str(error) for word in words):
+            words = "allocate memory", "out of memory"  # torch's
+            if not isinstance(error, MemoryError) and not any(x in str(error) for x in words):
                 raise
             message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"
         except (data.DataError, models.RunError) as error:
@@ -545,13 +537,11 @@ def list_photos(inputs, out_dir):
             longer = inside, _real(folder).name / inside, Path(*whole.parts[1:])
             names = [str(inside.with_suffix(".png")), *(f"{path}.png" for path in longer)]
             photos.setdefault(whole, (photo, names))  # once, however often it is given
-    claims = collections.Counter(  # without case: to some file systems X.png is x.png
-        name for _, names in photos.values() for name in {name.casefold() for name in names}
-    )
-    return [
-        (photo, out_dir / next((x for x in names if claims[x.casefold()] == 1), names[-1]))
-        for photo, names in photos.values()
-    ]
+    # Without case: to some file systems X.png is x.png.
+    claims = collections.Counter(
+        name for _, names in photos.values() for name in {name.casefold() for name in names})
+    return [(photo, out_dir / next((x for x in names if claims[x.casefold()] == 1), names[-1]))
+            for photo, names in photos.values()]
 
 
 def colorize_photos(args, generator, trained):
@@ -601,13 +591,9 @@ def _real(path):
     return Path(os.path.realpath(path))  # Path.resolve() raises at a link to itself
 
 
-# ------------------------------------------------------------------------------------------- main
-
-
 def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--ckpt", nargs="+", required=True, metavar="CKPT", help="last.pt of one or more runs")
     add("--figure", metavar="PNG", help="the figure (comparison.png)")

@@ -25,9 +25,7 @@ import torchvision
 from torch import nn
 
 CHECKPOINT_FORMAT = 2  # 1: U-Nets that went up by transposed convolutions
-CHECKPOINT_KEYS = {  # what every script saves
-    "script": str, "args": dict, "epoch": int, "history": list, "generator": dict
-}
+CHECKPOINT_KEYS = {"script": str, "args": dict, "epoch": int, "history": list, "generator": dict}
 RANK, PROCESSES = (int(os.environ.get(*pair)) for pair in [("RANK", 0), ("WORLD_SIZE", 1)])
 # On --resume: where it runs and what it keeps may change, not what is learned.
 MAY_CHANGE = {"device", "amp", "data_dir", "out", "keep_every"}
@@ -311,10 +309,7 @@ def mixed_precision(device, amp):
 
 
 def learning_rate(lr, progress):
-    """`lr` for the first half of the training, then linearly down to 0, as in pix2pix.
-
-    `progress` is the share of all steps that are done, from 0 to 1.
-    """
+    """`lr` up to a `progress` of 0.5, then linearly down to 0 at 1, as in pix2pix."""
     return lr * min(1.0, 2 * (1 - progress))
 
 
@@ -440,8 +435,7 @@ def load_checkpoint(path):
         advice = "update the code" if version > CHECKPOINT_FORMAT else "train again"
         raise RunError(f"{path} has format {version}, not {CHECKPOINT_FORMAT}: {advice}")
     if version != CHECKPOINT_FORMAT or not all(
-        isinstance(checkpoint.get(key), kind) for key, kind in CHECKPOINT_KEYS.items()
-    ):
+            isinstance(checkpoint.get(key), kind) for key, kind in CHECKPOINT_KEYS.items()):
         raise RunError(f"{path} was not written by these scripts: give the last.pt of a run folder")
     return checkpoint
 
@@ -473,7 +467,6 @@ def parse_args(parser, script, argv, stages=()):
     """
     if RANK > 0:  # the first one joins when it has found no mistake in the flags
         join_processes()
-    parser.set_defaults(processes=PROCESSES)
     args = parser.parse_args(argv)
     if args.resume is None:
         if vars(args).get("discriminator") == "image" and args.size < 32:
@@ -485,11 +478,10 @@ def parse_args(parser, script, argv, stages=()):
     saved, stage = checkpoint["args"], checkpoint.get("stage")
     past = {f"{name}_epochs" for name in stages[: stages.index(stage) if stage in stages else 0]}
     saved["out"] = str(Path(args.resume).parent)  # wherever the folder now lies
-    saved.setdefault("processes", 1)
     args = parser.parse_args(argv, argparse.Namespace(**saved))
-    if args.processes != PROCESSES:
-        raise RunError(f"{args.resume} is of {args.processes} processes, not {PROCESSES}: use "
-                       "torchrun with as many, or start a new run")
+    if saved.get("processes", 1) != PROCESSES:
+        raise RunError(f"{args.resume} is of {saved.get('processes', 1)} processes, not "
+                       f"{PROCESSES}: use torchrun with as many, or start a new run")
     for name, before in saved.items():
         given, flag = getattr(args, name), "--" + name.replace("_", "-")
         if given == before or name in MAY_CHANGE:

@@ -39,9 +39,8 @@ D_RATE = 0.2  # D's learning rate over G's: before a slower D, G paints more of 
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--epochs", type=data.number(int, 1, 100_000), default=20,
         help="passes over the training pictures (%(default)s)")

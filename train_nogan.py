@@ -38,9 +38,8 @@ STAGES = ["classifier", "generator", "critic", "gan"]  # each has its flag, --<s
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add, epochs = parser.add_argument, data.number(int, 1, 100_000)
     add("--classifier-epochs", type=epochs, default=5,
         help="(0): the classifier, with --features classifier (%(default)s)")
@@ -148,9 +147,8 @@ def train_generator(args, run, batches, averaged, feature_network, autocast, sca
         run.end_epoch(averaged)
 
 
-def train_discriminator(
-    args, run, batches, val_batches, generator, discriminator, optimizer, autocast, scaler
-):
+def train_discriminator(args, run, batches, val_batches, generator, discriminator, optimizer,
+                        autocast, scaler):
     """(2) The discriminator alone, on pictures of the frozen generator."""
     about = "the critic alone, on pictures of the frozen generator"
     for epoch in run.stage(args.critic_epochs, "critic", about):
@@ -172,9 +170,8 @@ def train_discriminator(
                   "teach little: raise --critic-epochs", file=sys.stderr)
 
 
-def train_gan(
-    args, run, batches, averaged, discriminator, optimizer_d, feature_network, autocast, scaler
-):
+def train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_network, autocast,
+              scaler):
     """(3) Both together, briefly: train_gan.py's two updates, with F in the place of L1."""
     generator = copy.deepcopy(averaged).requires_grad_(True)  # whose pictures D has seen in (2)
     optimizer_g = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999), fused=True)
@@ -189,9 +186,8 @@ def train_gan(
 
             # Update D, as in (2).
             discriminator.requires_grad_(True)
-            d_real, d_fake = discriminator_losses(
-                discriminator, gray, target, fake.detach(), autocast
-            )
+            seen = fake.detach()
+            d_real, d_fake = discriminator_losses(discriminator, gray, target, seen, autocast)
             optimizer_d.zero_grad()
             scaler.scale(d_real + d_fake).backward()
             models.average_gradients(discriminator)

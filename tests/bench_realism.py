@@ -137,7 +137,7 @@ def frechet(features, true_features):
     """Frechet distance of two samples (N, d), (M, d), in units of the true standard deviations.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of means and covariances (Dowson and Landau, 1982),
-    in float64. The trace of that root is the one of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric.
+    in float64. The trace of that root is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric.
     """
     features, true_features = features.double(), true_features.double()
     std = true_features.std(dim=0)

@@ -626,8 +626,7 @@ def test_what_cannot_be_read_in_a_folder_is_named_once(tmp_path, capsys, monkeyp
     paths = data.picture_paths(tmp_path)
     assert [path.name for path in paths] == ["gone.png", "0.png"]  # the first when it is opened
     lines = sorted(capsys.readouterr().err.splitlines())
-    assert lines == [f"left out 1 .dng files in {tmp_path}: convert them to JPEG",
-                     f"left out 3 .heic files in {tmp_path}: convert them to JPEG",
+    assert lines == [f"left out 4 files like {tmp_path / '1.HEIC'}: make them JPEG",
                      f"skipped [Errno 13] Permission denied: '{tmp_path / 'locked'}'"]
 
 
@@ -686,7 +685,7 @@ def test_loading_needs_little_more_memory_than_its_pictures(tmp_path):
     command = [sys.executable, "-c", PEAK, Path(data.__file__).parent, "--dataset", "folder",
                "--data-dir", tmp_path, "--size", 256, "--split", "hue"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 2.2  # of which the mean hue has a part that is always the same
+    assert float(done.stdout) < 4  # of which the mean hue of some has a part that never grows
 
 
 def test_without_a_test_folder_a_tenth_is_held_out_by_name_and_said_so(tmp_path, capsys):

@@ -51,7 +51,7 @@ def equal(one, two):
 
 
 def check_resuming(script, folder, processes):
-    """A run of `processes` resumed from its first epoch ends as the uninterrupted one, bit for bit."""
+    """A run resumed from its first epoch ends as the uninterrupted one, bit for bit."""
     name = script.__name__
     out = torchrun(folder, name, *FLAGS, *epochs(script.main, 2), "--keep-every", 1,
                    "--out", folder / "whole", processes=processes)[0]

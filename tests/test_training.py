@@ -104,8 +104,8 @@ def test_what_is_validated_and_saved_is_the_average_of_the_weights_on_the_way(
         update(averaged, network, step)
 
     monkeypatch.setattr(models, "update_average", spy)
-    monkeypatch.setattr(evaluate, "validate",
-                        lambda network, *args: validated.append(network) or validate(network, *args))
+    monkeypatch.setattr(evaluate, "validate", lambda network, *args: (
+        validated.append(network) or validate(network, *args)))
     checkpoint = models.load_checkpoint(tiny(script.main, "--batch-size", 8) / "last.pt")
     assert len(stages) == (2 if script is train_nogan else 1)
     average, *on_the_way = stages[-1]
