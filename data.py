@@ -306,10 +306,11 @@ def _load_folder(root, size, train, limit, seed):
 
 
 def free_memory():
-    """Bytes that programs can still take; infinity where there is no /proc to say it."""
+    """Bytes that this process can still take; infinity where there is no /proc to say it."""
     with contextlib.suppress(OSError, IndexError):
-        return 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
-    return float("inf")
+        free = 1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+        return free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's, on this machine
+    return math.inf
 
 
 def _decode(paths, size, root):
@@ -412,7 +413,8 @@ def read_picture(path):
         srgb = ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
     image = image.convert("RGB")
-    image.info = {key: info[key] for key in ("exif", "dpi") if key in info}
+    image.info = {key: value for key, value in info.items() if key == "exif"
+                  or key == "dpi" and all(0 < dots < 10**6 for dots in value)}
     return image
 
 

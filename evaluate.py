@@ -24,6 +24,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -213,10 +214,10 @@ def draw_comparison(generators, images, row_labels=(), saturation=1.0):
 
 
 def save_picture(picture, path):
-    """Save a PIL picture in the format that the suffix names, or as PNG where it names none."""
-    kind = Image.registered_extensions().get(Path(path).suffix.lower(), "PNG")
+    """Save a PIL picture in the format that the suffix names, without one as PNG."""
+    kind = Image.registered_extensions().get(Path(path).suffix.lower() or ".png")
     if kind not in Image.SAVE:
-        raise models.RunError(f"{path} cannot be written as {kind}: choose the suffix .png")
+        raise models.RunError(f"{path} is no name for a picture: choose the suffix .png")
     with models.replacing(path) as file:
         picture.save(file, kind)
 
@@ -251,9 +252,8 @@ class Run:
                 ...                                                    each step: run.log(loss=loss)
                 run.end_epoch(generator)
 
-    A method of several stages names them; their epochs are counted through. The folder holds
-    last.pt, log.csv (a row an epoch) and samples/ (a grid an epoch). Raises RunError when it holds
-    another run, cannot be written, or a loss is not finite.
+    Stages, where there are several, are named, and their epochs counted through. Raises RunError
+    when the folder holds another run or cannot be written, or a loss is not finite.
     """
 
     def __init__(self, script, args, checkpoint):
@@ -262,6 +262,8 @@ class Run:
         self.history = checkpoint["history"] if checkpoint else []  # rows of log.csv
         self.done = checkpoint["epoch"] if checkpoint else 0
         self.stage_name, self.until = None, 0  # of the stage begun last; its last epoch
+        if not args.out:
+            raise models.RunError("--out needs a name: the current folder is .")
         if args.batch_size < 2 * models.PROCESSES:
             raise models.RunError(f"--batch-size {args.batch_size} is less than two pictures for "
                                   f"each of {models.PROCESSES} processes: raise it")
@@ -290,10 +292,9 @@ class Run:
         if kind and sys.stdout.isatty():
             print()  # below the progress line
         if kind in (KeyboardInterrupt, BrokenPipeError):
-            last = f'"{self.last}"' if " " in str(self.last) else self.last
             several = f"torchrun --nproc_per_node {models.PROCESSES}"
             start = several if models.PROCESSES > 1 else "python"
-            resume = f"go on with {start} {self.script}.py --resume {last}"
+            resume = f"go on with {start} {self.script}.py --resume {shlex.quote(str(self.last))}"
             what_now = resume if self.saved else "nothing was saved yet"
             print(f"interrupted: {what_now}", file=sys.stderr)
 
@@ -328,10 +329,7 @@ class Run:
             models.restore(self.checkpoint, **state)
 
     def stage(self, epochs, name=None, about=None, **state):
-        """Yield the epochs that are still to do of a stage of so many.
-
-        `state` is what the stage has of its own for the checkpoints, such as an optimizer.
-        """
+        """Yield the epochs of a stage that are still to do; checkpoints keep its `state`, too."""
         first, self.until = self.until + 1, self.until + epochs
         start = max(first, self.done + 1)
         if start > self.until:
@@ -449,7 +447,8 @@ class Run:
         resume = self.args.resume
         same_run = resume and Path(resume).resolve().parent == self.out.resolve()
         for path in [*self.out.glob("samples/epoch_*.png"), *self.out.glob("epoch_*.pt")]:
-            if not (same_run and int(path.stem.removeprefix("epoch_")) <= epoch):
+            number = path.stem.removeprefix("epoch_")
+            if number.isdigit() and not (same_run and int(number) <= epoch):
                 path.unlink()
 
 
@@ -462,6 +461,7 @@ def one_line_errors(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # some services start without one
         if hasattr(sys.stdout, "reconfigure"):  # a file's name may have any letters
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
@@ -547,8 +547,7 @@ def list_photos(inputs, out_dir):
 def colorize_photos(args, generator, trained):
     """Colorize each photo of --images into --out-dir; name and skip what cannot be done.
 
-    An output that is there already counts as done. Exits with status 1 when some photos could not
-    be done. Raises RunError when none could.
+    An output that is there is done. Exits with 1 when some could not be, RunError when none could.
     """
     render_size = args.render_size or trained["size"]
     if "" in (*args.images, args.out_dir):
@@ -617,10 +616,7 @@ def build_parser():
 
 
 def load_test_pictures(args, trained):
-    """The test pictures of the first checkpoint's data set, or of the one that the flags name.
-
-    `trained`: the flags that each checkpoint was trained with. Raises RunError where they differ.
-    """
+    """The test pictures that the flags name, or those of `trained`, each checkpoint's own flags."""
     first = trained[0]
     dataset = args.dataset or first["dataset"]
     for path, flags in zip(args.ckpt, trained):
@@ -656,6 +652,10 @@ def main(argv=None):
     folders = [Path(path).resolve().parent for path in args.ckpt]
     titles = [Path(path).stem if folders.count(folder) > 1 else folder.name
               for path, folder in zip(args.ckpt, folders)]
+    titles = [path.strip("./").replace("/", "-") if [*titles, "truth"].count(title) > 1 else title
+              for path, title in zip(args.ckpt, titles)]
+    if args.save_pictures and Path(args.save_pictures).exists():
+        raise models.RunError(f"{args.save_pictures} exists: choose another --save-pictures")
     rows, psnrs, width = [], [], max(map(len, args.ckpt))
     for path, title, flags in [(None, "truth", {"color": "rgb"}), *zip(args.ckpt, titles, trained)]:
         generator = load(path) if path else None

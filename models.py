@@ -339,10 +339,9 @@ def update_average(averaged, network, step):
 def replacing(path):
     """A binary file beside `path` (parents are made), renamed over it once it is whole and flushed.
 
-    A crash at any moment leaves the old file whole, and two processes never write into one file.
-    Raises RunError where it cannot be written.
+    A crash leaves the old file whole; no two processes write into one. Raises RunError.
     """
-    beside = Path(f"{path}.{os.getpid()}.new")
+    beside = Path(path).with_name(f".{os.getpid()}.new")
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -383,7 +382,7 @@ def claim(folder):
         raise RunError(f"another run writes into {folder}: wait for it, or choose another --out")
     except OSError as error:
         raise RunError(f"cannot write {folder}: choose another place ({first_line(error)})")
-    for leftover in folder.glob("*.pt.*.new"):  # of a run that was killed while it saved
+    for leftover in folder.glob(".[0-9]*.new"):  # of a run that was killed while it saved
         leftover.unlink()
     return lock
 
@@ -461,12 +460,12 @@ def load_generator(path, device="cpu"):
 def parse_args(parser, script, argv, stages=()):
     """Parse the command line; with --resume, take every flag that is not given from the checkpoint.
 
-    Returns (args, checkpoint or None). Raises RunError where a given flag contradicts the
-    checkpoint: only the machine, the folders and a higher number of epochs may change, but not
-    those of one of the `stages` that the run is past.
+    Returns (args, checkpoint or None). Raises RunError where a flag contradicts the checkpoint: only
+    MAY_CHANGE and higher numbers of epochs are taken, of `stages` that the run is not past.
     """
-    if RANK > 0:  # the first one joins when it has found no mistake in the flags
-        join_processes()
+    words = sys.argv if argv is None else argv
+    if RANK > 0 and not {"-h", "--help"}.intersection(words):
+        join_processes()  # with the first one, when that has found no mistake in the flags
     args = parser.parse_args(argv)
     if args.resume is None:
         if vars(args).get("discriminator") == "image" and args.size < 32:

@@ -213,7 +213,7 @@ def train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_
 def build_feature_network(args, labels, val_labels):
     """phi, on the CPU: a classifier of all labels (N,), yet to be trained, or ImageNet's VGG-16."""
     if args.features == "classifier":
-        if labels is None or len(labels.unique()) < 2:
+        if labels is None or data.over_processes(len(labels.unique()), "MAX") < 2:
             raise models.RunError(f"the pictures in {args.data_dir} have no labels to tell apart "
                                   "for --features classifier: put them in class folders, or use "
                                   "--features vgg16_bn")

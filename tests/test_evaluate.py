@@ -326,4 +326,4 @@ def test_pictures_are_saved_under_equal_names(tiny, tmp_path, fails):
     assert torch.equal(read("truth"), test)
     painted, _ = next(evaluate.colorize(models.load_generator(run / "last.pt"), test, "rgb"))
     assert torch.equal(read("run"), (255 * painted).round().byte())
-    assert f"File exists: '{folder / 'truth'}'" in fails(evaluate.main, command)
+    assert f"{folder} exists: choose another" in fails(evaluate.main, command)

@@ -87,7 +87,12 @@ PROMISES = [
     ("a figure of photos", "evaluate --ckpt run/last.pt --images half/train --figure f.png",
      "do not go with --images"),
     ("a figure of an unwritable kind", "evaluate --ckpt run/last.pt --figure f.psd",
-     "f.psd cannot be written as PSD: choose the suffix .png"),
+     "f.psd is no name for a picture: choose the suffix .png"),
+    ("a figure over a checkpoint", "evaluate --ckpt run/last.pt --figure run2/last.pt",
+     "run2/last.pt is no name for a picture"),
+    ("a run folder without a name", "train_unet --dataset shapes --out=", "--out needs a name"),
+    ("pictures into a folder that is there", "evaluate --ckpt run/last.pt --save-pictures run2",
+     "run2 exists: choose another --save-pictures"),
     ("a folder with the log of a run", "train_unet --dataset shapes --out logonly",
      "logonly holds a run"),
     ("two checkpoints for photos", "evaluate --ckpt run/last.pt run2/last.pt --images half/train",
@@ -480,7 +485,7 @@ def test_a_kill_while_a_checkpoint_is_written_never_leaves_it_unreadable(tmp_pat
         child = start(lambda: [write(epoch + n) for n in range(1, 1000)])
         time.sleep(2 * duration * (i + 0.5) / 60)  # spread over two writes
         kill(child)
-        cut += any(leftover.unlink() or True for leftover in tmp_path.glob("last.pt.*.new"))
+        cut += any(leftover.unlink() or True for leftover in tmp_path.glob(".*.new"))
         checkpoint = models.load_checkpoint(path)  # raises where it is not whole
         assert checkpoint["epoch"] >= epoch
         epoch = checkpoint["epoch"]

@@ -135,9 +135,10 @@ def test_exif_and_dpi_are_carried_and_the_profile_is_not(colorize, tmp_path):
 
 
 def test_an_impossible_dpi_costs_no_photo(colorize, tmp_path):
-    scene().save(tmp_path / "x.tif", dpi=(0, 0))
-    assert colorize(tmp_path / "x.tif")[:2] == (0, ["x.png"])
-    assert "dpi" not in Image.open(tmp_path / "out" / "x.png").info
+    for dpi in ((0, 0), (10**6, 72), (4e9, 4e9)):
+        scene().save(tmp_path / "x.tif", dpi=dpi)
+        assert colorize(tmp_path / "x.tif", "--overwrite")[:2] == (0, ["x.png"])
+        assert "dpi" not in Image.open(tmp_path / "out" / "x.png").info
 
 
 def test_a_photo_of_200_megapixels_is_not_refused_and_not_warned_of(tmp_path):

@@ -29,7 +29,7 @@ def torchrun(folder, script, *argv, processes=2, sabotage="", ok=True):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                processes, WORKER, folder, script, *argv]
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=100,
+        [str(word) for word in command], capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "SABOTAGE": sabotage},
     )
     assert (done.returncode == 0) == ok, done.stderr

@@ -396,10 +396,12 @@ def test_every_nth_checkpoint_is_kept_and_can_be_gone_back_to(tiny, fails, tmp_p
     assert same(weights(tmp_path / "other"), whole)
     names = sorted(path.name for path in (tmp_path / "other").glob("epoch_*.pt"))
     assert names == [f"epoch_00{i}.pt" for i in (2, 3, 4, 5)]
+    (run / "epoch_best.pt").write_bytes(kept)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         interrupt_at(4, patch, KeyboardInterrupt())
         train_gan.main([*map(str, back), "--overwrite"])
-    assert sorted(path.name for path in run.glob("epoch_*.pt")) == ["epoch_002.pt"]
+    names = sorted(path.name for path in run.glob("epoch_*.pt"))
+    assert names == ["epoch_002.pt", "epoch_best.pt"]  # the latter is somebody's copy
     samples = sorted(path.name for path in (run / "samples").iterdir())
     assert samples == ["epoch_001.png", "epoch_002.png", "epoch_003.png"]
 
