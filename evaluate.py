@@ -522,8 +522,8 @@ def colorize_photo(generator, color, photo, render_size, saturation=1.0):
 def list_photos(inputs, out_dir):
     """(photo, output) paths: outputs keep the path inside an input folder, with the suffix .png.
 
-    A name that two photos could have is given to neither, whatever comes first: both keep more of
-    their own, as in x.jpg.png and x.png.png, then the input folder's name, then all of the path.
+    A name that two photos could have is given to neither: both keep more of their own, as in
+    x.jpg.png and x.png.png, then the input folder's name, then all of the path.
     """
     photos = {}
     for given in map(Path, inputs):
@@ -537,8 +537,7 @@ def list_photos(inputs, out_dir):
             longer = inside, _real(folder).name / inside, Path(*whole.parts[1:])
             names = [str(inside.with_suffix(".png")), *(f"{path}.png" for path in longer)]
             photos.setdefault(whole, (photo, names))  # once, however often it is given
-    # Without case: to some file systems X.png is x.png.
-    claims = collections.Counter(
+    claims = collections.Counter(  # without case: to some file systems X.png is x.png
         name for _, names in photos.values() for name in {name.casefold() for name in names})
     return [(photo, out_dir / next((x for x in names if claims[x.casefold()] == 1), names[-1]))
             for photo, names in photos.values()]

@@ -244,7 +244,7 @@ class VGG16(nn.Module):
 
 
 def join_processes():
-    """Under torchrun, wait for all of its processes; from then on they can work together."""
+    """Under torchrun, wait for all of its processes: then they can work together."""
     if PROCESSES > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         if RANK > 0:  # the first one speaks for all
@@ -460,8 +460,8 @@ def load_generator(path, device="cpu"):
 def parse_args(parser, script, argv, stages=()):
     """Parse the command line; with --resume, take every flag that is not given from the checkpoint.
 
-    Returns (args, checkpoint or None). Raises RunError where a flag contradicts the checkpoint: only
-    MAY_CHANGE and higher numbers of epochs are taken, of `stages` that the run is not past.
+    Returns (args, checkpoint or None). Raises RunError where a flag contradicts the checkpoint;
+    MAY_CHANGE and more epochs do not, in `stages` that the run is not past.
     """
     words = sys.argv if argv is None else argv
     if RANK > 0 and not {"-h", "--help"}.intersection(words):

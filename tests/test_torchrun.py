@@ -108,9 +108,10 @@ def test_three_processes_are_resumed_bit_for_bit(script, tmp_path):
 
 
 @pytest.mark.parametrize("flags, sabotage, line", [
-    (["--lr", "0"], "", "argument --lr"),
+    pytest.param(["--lr", "0"], "", "argument --lr", marks=pytest.mark.slow),
     (["--data-dir", "nowhere", "--dataset", "folder"], "", "there is no folder nowhere/train"),
-    (["--batch-size", "3"], "", "less than two pictures for each of 2 processes"),
+    pytest.param(["--batch-size", "3"], "", "less than two pictures for each of 2 processes",
+                 marks=pytest.mark.slow),
     ([], "nan", "not finite in epoch 2"),
 ])
 def test_a_mistake_is_said_once_and_ends_all(flags, sabotage, line, tmp_path):
