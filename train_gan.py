@@ -35,7 +35,7 @@ import evaluate
 import models
 
 REAL_LABEL = 0.9  # s, D's target for real pictures: below 1, so that D never grows too sure
-D_RATE = 0.2  # D's learning rate over G's: before a slower D, G paints more of the right colours
+D_RATE = 0.2  # D's learning rate over G's, as in the best of some small trials
 
 
 def build_parser():

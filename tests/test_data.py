@@ -1,7 +1,6 @@
 import colorsys
 import hashlib
 import http.server
-import io
 import os
 import pickle
 import socket

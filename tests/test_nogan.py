@@ -12,7 +12,6 @@ from conftest import epochs
 from PIL import Image
 
 import data
-import evaluate
 import models
 import train_nogan
 
