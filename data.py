@@ -13,13 +13,11 @@ means the same pictures on every platform and in every version.
 
 import argparse
 import contextlib
-import http.client
 import io
 import math
 import os
 import socket
 import sys
-import tarfile
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +38,6 @@ DOWNLOAD_TIMEOUT = 10  # seconds to wait for a silent server; torchvision would 
 NO_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # formats that Pillow knows and does not decode
 CAMERA_SUFFIXES = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # plug-ins'
 Image.MAX_IMAGE_PIXELS = 2**28  # Pillow refuses twice that, 2 GB; phones make 200 megapixels
-DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError,
-                   zlib.error)
 
 
 class DataError(Exception):
@@ -94,8 +90,7 @@ def add_flags(parser):
         help="share of the training pictures kept for validation (%(default)s)")
     add("--split", choices=["random", "hue"], default="random",
         help="validation pictures: at random, or evenly out of the order by hue (%(default)s)")
-    add("--batch-size", type=number(int, 2, 10**6), default=128,
-        help="pictures a step (%(default)s)")
+    add("--batch-size", type=number(int, 2, 10**6), default=128, help="pictures a step (128)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0,
         help="of the weights, the draw of --limit, the split, order and flips (%(default)s)")
 
@@ -190,8 +185,7 @@ def split_by_hue(images, fraction):
 def mean_hue(images):
     """Mean HSV hue (Smith, 1978) in [0, 1) of uint8 pictures (N, 3, H, W), float64 (N,).
 
-    A gray pixel counts as hue 0. Hue is an angle, and this plain mean of it is not the circular
-    one (reds on either side of 0 average to cyan), but it is good enough to stratify by.
+    A gray pixel counts as hue 0. Reds on either side of 0 average to cyan: good enough for strata.
     """
     means = []
     for batch in in_batches(images):  # float64 takes eight times the memory of bytes
@@ -262,13 +256,12 @@ def _load_cifar10(root, size, train, limit, seed):
         for path in new:  # what the download wrote goes, and folders in which nothing else lies
             with contextlib.suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
-        if not isinstance(error, DOWNLOAD_ERRORS):
+        if isinstance(error, MemoryError) or not isinstance(error, Exception):
             raise
-        raise DataError(
-            f"CIFAR-10 is not whole at {root / cifar10.filename} and could not be downloaded "
-            f"({error}): put that file there, use your own pictures with --dataset folder "
-            "--data-dir DIR, or made-up ones with --dataset shapes"
-        ) from error
+        raise DataError(f"CIFAR-10 is not whole at {root / cifar10.filename} and could not be "
+                        f"downloaded ({error}): put that file there, use your own pictures with "
+                        "--dataset folder --data-dir DIR, or made-up ones with --dataset shapes"
+                        ) from error
     chosen = _draw(len(dataset.data), limit, seed)
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)[chosen].contiguous()
     return Pictures(images, torch.tensor(dataset.targets)[chosen])
@@ -286,19 +279,15 @@ def _load_folder(root, size, train, limit, seed):
         if not any(held_out):
             held_out[hashes.index(min(hashes))] = True
         paths = [path for path, out in zip(paths, held_out) if out != train]
-        print(f"{root / 'test'} is not there: a tenth of {root / 'train'} is held out as test "
-              f"pictures, by a hash of the path below it ({sum(held_out)} of {len(held_out)})",
-              file=sys.stderr)
+        print(f"{root / 'test'} is not there: {sum(held_out)} of {len(held_out)} pictures in "
+              f"{root / 'train'} are held out, by a hash of the path below it", file=sys.stderr)
         if not paths:
             raise DataError(f"{root / 'train'} has too few pictures to hold some out: add more")
     paths = [paths[i] for i in _draw(len(paths), limit, seed)]
     needed, free = len(paths) * 3 * size * size, free_memory()
-    line = (f"{len(paths):,} pictures of {size}x{size} need {needed / 1e9:.1f} GB of memory, "
-            f"{free / 1e9:.1f} GB are free: lower {'--limit or ' * train}--size to need less")
     if needed > free:
-        raise DataError(line)
-    if needed > free / 2:
-        print(line, file=sys.stderr)
+        raise DataError(f"{len(paths):,} pictures of {size}x{size} need {needed / 1e9:.1f} GB, "
+                        f"{free / 1e9:.1f} GB are free: lower {'--limit or ' * train}--size")
     images, decoded = _decode(paths, size, root)
     if not decoded:
         raise DataError(f"no picture in {root} could be decoded: give --data-dir other pictures")
@@ -342,8 +331,7 @@ def _image_paths(folder):
                         "DIR/test/) of the DIR in --data-dir")
     paths = picture_paths(folder)
     if not paths:
-        raise DataError(f"there are no pictures in {folder}: put some there, in class folders or "
-                        "flat")
+        raise DataError(f"there are no pictures in {folder}: put some there, flat or by class")
     stray = [path.name for path in paths if path.parent == folder]
     if 0 < len(stray) < len(paths) / 2:
         print(f"left out {len(stray)} of {len(paths)} pictures in {folder}, which lie beside the "
@@ -389,8 +377,7 @@ def read_picture(path):
     """A picture file of any mode as an upright RGB PIL image, in sRGB by its colour profile.
 
     16-bit values are scaled to 8, transparency is laid over white; `info` keeps EXIF and dpi.
-    Pillow's warnings are not printed. Raises what Pillow raises, and DataError where the range of
-    values is unknown.
+    Pillow does not warn. Raises what Pillow raises, and DataError where values' range is unknown.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -463,11 +450,9 @@ def make_shapes(n, size, seed, chosen=slice(None)):
     def layer(colors, lightness):  # (n or 1, 3) and (n, 1, 1) -> (n, 3, 1, 1)
         return colors[:, :, None, None] * lightness[:, None]
 
-    images = torch.where(
-        (y < uniform(0.35, 0.75))[:, None],
-        layer(sky, uniform(0.5, 1.1)),
-        layer(ground, uniform(0.5, 1.5)),
-    )
+    horizon = uniform(0.35, 0.75)[:, None]
+    sky, ground = layer(sky, uniform(0.5, 1.1)), layer(ground, uniform(0.5, 1.5))
+    images = torch.where(y < horizon, sky, ground)
     images = torch.where(objects[:, None], layer(object_colors, uniform(0.7, 1.2)), images)
     shade = 1 + uniform(-0.3, 0.3) * (x - 0.5)  # light falls from one side
     images = (images * shade[:, None]).round().clamp(0, 255).to(torch.uint8)
@@ -519,11 +504,9 @@ class Batches:
 # CIE L*a*b* of sRGB (IEC 61966-2-1, CIE 15). Elementwise float32, not matrix products: those would
 # lose digits to TF32 on a GPU and to autocast.
 
-XYZ_FROM_RGB = np.array([
-    [0.4124564, 0.3575761, 0.1804375],
-    [0.2126729, 0.7151522, 0.0721750],
-    [0.0193339, 0.1191920, 0.9503041],
-])
+XYZ_FROM_RGB = np.array([[0.4124564, 0.3575761, 0.1804375],
+                         [0.2126729, 0.7151522, 0.0721750],
+                         [0.0193339, 0.1191920, 0.9503041]])
 WHITE = XYZ_FROM_RGB.sum(axis=1)  # of the matrix itself, so that gray has a* = b* = 0
 RGB_FROM_XYZ = np.linalg.inv(XYZ_FROM_RGB)
 LUMA = np.array([[0.299, 0.587, 0.114]])  # Rec. 601
@@ -531,10 +514,7 @@ DELTA = 6 / 29  # where the cube root of f(t) hands over to a line
 
 
 def rgb_to_lab(rgb):
-    """sRGB in [0, 1] to CIE L*a*b*: L* in [0, 100], a* and b* within (-110, 110).
-
-    float (N, 3, H, W) -> float32 (N, 3, H, W).
-    """
+    """sRGB (N, 3, H, W) in [0, 1] to float32 L* in [0, 100], a* and b* within (-110, 110)."""
     rgb = rgb.float()
     power = ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, power)
@@ -546,10 +526,7 @@ def rgb_to_lab(rgb):
 
 
 def lab_to_rgb(lab):
-    """CIE L*a*b* to sRGB in [0, 1], clipped to the gamut; the inverse of `rgb_to_lab`.
-
-    float (N, 3, H, W) -> float32 (N, 3, H, W). Gradients are finite everywhere.
-    """
+    """The inverse of `rgb_to_lab`, clipped to the gamut; with finite gradients everywhere."""
     return _encode(_linear_rgb(lab))
 
 
@@ -595,8 +572,7 @@ def to_gray_and_target(images, color):
     """What a generator sees and what it should paint, from uint8 RGB (N, 3, H, W).
 
     rgb: gray is 2 * luma - 1 (N, 1, H, W), target is 2 * RGB - 1 (N, 3, H, W), of RGB in [0, 1].
-    lab: gray is L*/50 - 1 (N, 1, H, W), target is (a*, b*)/110 (N, 2, H, W).
-    All are float32 in [-1, 1].
+    lab: gray is L*/50 - 1 (N, 1, H, W), target is (a*, b*)/110 (N, 2, H, W). All are float32.
     """
     rgb = images.float() / 255
     if color == "rgb":

@@ -2,11 +2,12 @@
 
     python evaluate.py --ckpt runs/unet/last.pt runs/gan/last.pt
     python evaluate.py --ckpt runs/gan/last.pt --images photos --out-dir colorized
+    python evaluate.py --ckpt runs/unet/last.pt runs/gan/last.pt --curves curves.png
 
-The second colorizes one's own photos, files or folders of them, at full resolution. The first
-measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour at all,
-the baseline), and draws gray | each model | truth: random pictures first, then those on which the
-last model gains and loses most against gray. `--json FILE` saves the rows.
+The second colorizes one's own photos, files or folders of them, at full resolution; the third draws
+how the runs went. The first measures each checkpoint's generator on the test pictures, beside a row
+`gray` (no colour at all, the baseline), and draws gray | each model | truth: random pictures first,
+then those on which the last model gains and loses most against gray. `--json FILE` saves the rows.
 
     mse, psnr, ssim          how close, pixel by pixel
     mae_ab, acc_2, acc_5     how close in colour (Nazeri et al., 2018)
@@ -43,6 +44,8 @@ import models
 READ_EVERY = 50  # steps between two looks at the losses: each look waits for the device
 FIGURE_RANDOM, FIGURE_EXTREME = 8, 3  # rows: random ones; best and worst ones, each
 BAND_PIXELS = 2**16  # of a photo that are in colour conversion at once: they fit the cache
+NO_CURVE = "epoch stage mse ssim mae_ab acc_2 acc_5 colorfulness ab_jsd pictures_per_s".split()
+CURVE_COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]  # Okabe and Ito's
 
 
 # ---------------------------------------------------------------------------------------- metrics
@@ -113,14 +116,10 @@ def measure(pairs):
     for output, truth in pairs:
         lab, true_lab = data.rgb_to_lab(output), data.rgb_to_lab(truth)
         columns = {
-            "mse": mse(output, truth),
-            "psnr": psnr(output, truth),
-            "ssim": ssim(output, truth),
+            "mse": mse(output, truth), "psnr": psnr(output, truth), "ssim": ssim(output, truth),
             "mae_ab": mae_ab(lab, true_lab),
-            "acc_2": accuracy(lab, true_lab, 2),
-            "acc_5": accuracy(lab, true_lab, 5),
-            "colorfulness": colorfulness(output),
-            "colorfulness_of_truth": colorfulness(truth),
+            "acc_2": accuracy(lab, true_lab, 2), "acc_5": accuracy(lab, true_lab, 5),
+            "colorfulness": colorfulness(output), "colorfulness_of_truth": colorfulness(truth),
         }
         rows.append(torch.stack(list(columns.values()), dim=1).cpu().double())
         histograms = histograms + torch.stack([ab_histogram(lab), ab_histogram(true_lab)]).cpu()
@@ -169,11 +168,6 @@ def save_pictures(pairs, side, folder):
         yield pair
 
 
-def validate(generator, images, color):
-    """The metrics of a generator on uint8 images (N, 3, H, W), as a dict of floats."""
-    return measure(colorize(generator, images, color))[0]
-
-
 # ---------------------------------------------------------------------------------------- figures
 
 
@@ -213,6 +207,49 @@ def draw_comparison(generators, images, row_labels=(), saturation=1.0):
     return draw_figure([*columns, ("truth", torch.cat(truths))], row_labels)
 
 
+def draw_curves(runs):
+    """A PIL picture of how runs went, (title, rows of log.csv) each, laid over one another.
+
+    Each loss, accuracy, psnr and colorfulness_ratio has a panel; gray lines begin NoGAN's stages.
+    """
+    rows = [row for _, history in runs for row in history]
+    columns = list(dict.fromkeys(name for row in rows for name in row if name not in NO_CURVE))
+    figure = Image.new("RGB", (1920, 60 + 420 * math.ceil(len(columns) / 3)), "white")
+    draw, font, soft = ImageDraw.Draw(figure), ImageFont.load_default(24), "#8b949e"
+    runs = [(*run, color) for run, color in zip(runs, itertools.cycle(CURVE_COLORS))]
+    left, last = 100, max(row["epoch"] for row in rows)
+    for title, _, color in runs:
+        draw.text((left, 16), title, color, font)
+        left += draw.textlength(title, font) + 40
+    for i, name in enumerate(columns):
+        left, top = 100 + 640 * (i % 3), 120 + 420 * (i // 3)
+        low, high = (end(row[name] for row in rows if name in row) for end in (min, max))
+
+        def point(epoch, value):  # in a panel of 500x260
+            return (left + 500 * (epoch - 1) / max(1, last - 1),
+                    top + 260 * (high - value) / (high - low or 1))
+
+        draw.text((left, top - 12), name, "black", font, anchor="ls")
+        for value in {low, (low + high) / 2, high}:
+            y = point(1, value)[1]
+            draw.line([(left, y), (left + 500, y)], "#d8dee4", 2)
+            draw.text((left - 16, y), f"{value:.3g}", soft, font, anchor="rm")
+        for epoch in {1, (1 + last) // 2, last}:
+            draw.text((point(epoch, low)[0], top + 274), str(epoch), soft, font, anchor="ma")
+        for _, history, color in runs:
+            stages = itertools.groupby(history, key=lambda row: row.get("stage"))
+            for j, (stage, part) in enumerate((stage, list(part)) for stage, part in stages):
+                x = point(part[0]["epoch"] - 0.5 * (j > 0), low)[0]
+                if stage:
+                    draw.line([(x, top), (x, top + 260)], soft, 2)
+                    draw.text((x + 6, top + 2 + 26 * (j % 2)), stage, soft, font)
+                points = [point(row["epoch"], row[name]) for row in part if name in row]
+                draw.line(points, color, 4)
+                for x, y in points:
+                    draw.ellipse((x - 5, y - 5, x + 5, y + 5), color)
+    return figure.reduce(2)
+
+
 def save_picture(picture, path):
     """Save a PIL picture in the format that the suffix names, without one as PNG."""
     kind = Image.registered_extensions().get(Path(path).suffix.lower() or ".png")
@@ -245,15 +282,9 @@ def add_flags(parser, out):
 class Run:
     """What a training run prints, logs and keeps in its folder; the training is in the scripts.
 
-        with Run("train_unet", args, checkpoint) as run:
-            run.start(args.epochs, batches, validation images, gray pictures dropped)
-            run.keep(generator=generator, optimizer=optimizer, ...)    what a checkpoint holds
-            for epoch in run.stage(args.epochs):
-                ...                                                    each step: run.log(loss=loss)
-                run.end_epoch(generator)
-
-    Stages, where there are several, are named, and their epochs counted through. Raises RunError
-    when the folder holds another run or cannot be written, or a loss is not finite.
+    train_unet.py shows its use: start, keep, stage, log, end_epoch. Several stages have names, and
+    their epochs are counted through. Raises RunError when the folder holds another run or cannot be
+    written, or a loss is not finite.
     """
 
     def __init__(self, script, args, checkpoint):
@@ -269,7 +300,7 @@ class Run:
                                   f"each of {models.PROCESSES} processes: raise it")
         self.first = models.RANK == 0  # which alone validates, draws and saves
         self.saved = args.resume and Path(args.resume).resolve() == self.last.resolve()
-        kept = ("last.pt", "epoch_*.pt", "log.csv", "samples")
+        kept = ("last.pt", "epoch_*.pt", "log.csv", "curves.png", "samples")
         new = not (self.saved or args.overwrite) and self.first
         if new and any(any(self.out.glob(name)) for name in kept):
             raise models.RunError(f"{self.out} holds a run: go on with --resume {self.last}, "
@@ -295,8 +326,7 @@ class Run:
             several = f"torchrun --nproc_per_node {models.PROCESSES}"
             start = several if models.PROCESSES > 1 else "python"
             resume = f"go on with {start} {self.script}.py --resume {shlex.quote(str(self.last))}"
-            what_now = resume if self.saved else "nothing was saved yet"
-            print(f"interrupted: {what_now}", file=sys.stderr)
+            print("interrupted:", resume if self.saved else "nothing is saved yet", file=sys.stderr)
 
     def start(self, epochs, batches, validation, dropped):
         """Print what the run runs on; `epochs` are those of all stages."""
@@ -304,9 +334,8 @@ class Run:
         self.device, args, count = batches.images.device, self.args, len(batches.images)
         self.pictures = data.fingerprint(batches.images)
         if self.checkpoint and self.checkpoint.get("pictures", self.pictures) != self.pictures:
-            raise models.RunError(f"the training pictures are not those that {args.resume} was "
-                                  "trained on, and would mix with its validation pictures: "
-                                  "restore them, or start a new run")
+            raise models.RunError("the training pictures are not those that "
+                                  f"{args.resume} was trained on: restore them, or start a new run")
         dtype, name = models.amp_dtype(self.device, args.amp) or torch.float32, self.device.type
         name = torch.cuda.get_device_name(self.device) if name == "cuda" else name
         goes_on = f", after epoch {self.done}" if self.done else ""
@@ -375,8 +404,9 @@ class Run:
             print(f"\r\x1b[K{line[: columns - 1]}", end="", flush=True)
         first_look = self.steps - self.resumed_at == self.epoch_steps <= READ_EVERY
         if first_look and self.device.type == "cpu" and self._seconds_left() > 3600:
-            half = models.amp_dtype(self.device, self.args.amp) is not None
-            faster = ["--width 32"] * (self.args.width > 32) + ["--amp on"] * (not half)
+            in_16_bits = models.amp_dtype(self.device, self.args.amp) is not None
+            faster = ["--width 32"] * (self.args.width > 32) + [
+                "--amp on (where it has bfloat16 instructions)"] * (not in_16_bits)
             print(f"this will take about {self._seconds_left() / 3600:.1f} hours on the CPU: "
                   f"{' '.join(faster) or '--limit'} takes less", flush=True)
 
@@ -386,9 +416,8 @@ class Run:
 
     def _stop_unless_finite(self, values):
         if not all(map(math.isfinite, values.values())):
-            raise models.RunError(f"not finite in epoch {self.epoch}: {_numbers(values)}; "
-                                  f"{self.last} holds epoch {self.epoch - 1}: lower --lr, or use "
-                                  "--amp off")
+            raise models.RunError(f"not finite in epoch {self.epoch}: {_numbers(values)}: lower "
+                                  f"--lr, or use --amp off; {self.last} holds epoch {self.epoch - 1}")
 
     def end_epoch(self, generator=None, **metrics):
         """Validate a generator and draw what it paints, or take `metrics`; print, log and save."""
@@ -398,7 +427,7 @@ class Run:
         rate = pictures / (time.perf_counter() - self.epoch_started)
         shown = metrics
         if generator:
-            metrics = validate(generator, self.validation, self.args.color)
+            metrics, _ = measure(colorize(generator, self.validation, self.args.color))
             shown = {name: metrics[name] for name in ("psnr", "colorfulness_ratio")}
         self._stop_unless_finite(metrics)
         stage = {"stage": self.stage_name} if self.stage_name else {}
@@ -417,17 +446,15 @@ class Run:
         self.save(self.epoch)
 
     def save(self, epoch):
-        """Write last.pt, and epoch_NNN.pt where it is kept, then log.csv to match."""
+        """Write last.pt, and epoch_NNN.pt where it is kept, then log.csv and curves.png."""
         if not self.first:
             return
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
         args |= {"data_dir": os.path.abspath(self.args.data_dir), "processes": models.PROCESSES}
         state = {**self.state, **self.stage_state, "stage": self.stage_name,
                  "pictures": self.pictures}
-
-        def save_as(path):
-            models.save_checkpoint(path, self.script, args, epoch, self.history, **state)
-
+        save_as = functools.partial(models.save_checkpoint, script=self.script, args=args,
+                                    epoch=epoch, history=self.history, **state)
         save_as(self.last)
         if not self.saved:
             self._remove_other_epochs(epoch)
@@ -441,9 +468,12 @@ class Run:
         writer.writerows(self.history)
         with models.replacing(self.out / "log.csv") as file:
             file.write(table.getvalue().encode())
+        if self.history:
+            save_picture(draw_curves([(self.out.name, self.history)]), self.out / "curves.png")
 
     def _remove_other_epochs(self, epoch):
-        """With --overwrite: the samples and kept checkpoints of another run, or of later epochs."""
+        """With --overwrite: what is of another run, or of later epochs."""
+        (self.out / "curves.png").unlink(missing_ok=True)
         resume = self.args.resume
         same_run = resume and Path(resume).resolve().parent == self.out.resolve()
         for path in [*self.out.glob("samples/epoch_*.png"), *self.out.glob("epoch_*.pt")]:
@@ -570,7 +600,7 @@ def colorize_photos(args, generator, trained):
         except torch.OutOfMemoryError:
             raise  # it will not be better with the next photo
         except Exception as error:  # a damaged file can raise almost any exception
-            print(f"skipped {photo}: {models.first_line(error)}", file=sys.stderr)
+            print(f"skipped {photo}: {models.in_short(error)}", file=sys.stderr)
             continue
         done += 1
         print(f"{count}/{len(pairs)} {photo} -> {output}", flush=True)
@@ -598,18 +628,19 @@ def build_parser():
     add("--json", metavar="FILE", help="save the rows as a JSON list")
     add("--saturation", type=data.number(float, 0, 100), default=1.0, metavar="K",
         help="multiply a* and b* of what is painted (%(default)s)")
-    add("--save-pictures", metavar="DIR",
-        help="also write PNGs of the test pictures, to DIR/truth and a folder for each checkpoint")
+    add("--save-pictures", metavar="DIR", help="also write PNGs: DIR/truth and one folder a run")
     add("--dataset", choices=["cifar10", "folder", "shapes"], help="default: the checkpoint's")
     add("--data-dir", metavar="DIR", help="default: the checkpoint's")
     add("--size", type=data.picture_size, help="default: the checkpoint's")
     add("--seed", type=data.number(int, 0, 2**32 - 1), default=0, help="of the pictures shown")
     add("--batch-size", type=data.number(int, 1, 10**6), help="default: as many as 256 of 32x32")
     add("--device", default="auto", help="auto is cuda, else mps, else cpu")
-    add("--images", nargs="+", metavar="PHOTO", help="colorize these files and folders instead")
+    instead = parser.add_mutually_exclusive_group().add_argument
+    instead("--curves", metavar="PNG", help="draw the runs' curves over one another instead")
+    instead("--images", nargs="+", metavar="PHOTO", help="colorize these files and folders instead")
     add("--out-dir", default="colorized", metavar="DIR", help="into this folder (%(default)s)")
-    add("--render-size", type=data.picture_size,
-        help="side of the square that the network sees of a photo; default: its training size")
+    add("--render-size", type=data.picture_size, help="side of the square to which photos are "
+        "squeezed for the network; default: its training size")
     add("--overwrite", action="store_true", help="replace photos that are in --out-dir already")
     return parser
 
@@ -618,41 +649,49 @@ def load_test_pictures(args, trained):
     """The test pictures that the flags name, or those of `trained`, each checkpoint's own flags."""
     first = trained[0]
     dataset = args.dataset or first["dataset"]
-    for path, flags in zip(args.ckpt, trained):
-        for name in ("dataset", "size", "data_dir"):
-            value, flag = flags[name], "--" + name.replace("_", "-")
-            if name == "data_dir" and dataset != "folder":
-                continue  # the same pictures wherever they lie
-            if getattr(args, name) is None and value != first[name]:
-                raise models.RunError(f"{path} was trained with {flag} {value}, {args.ckpt[0]} "
-                                      f"with {first[name]}: give {flag} to measure all on the same "
-                                      "pictures")
+    for name in ("dataset", "size", "data_dir")[: 3 if dataset == "folder" else 2]:
+        for path, flags in zip(args.ckpt, trained):
+            if getattr(args, name) is None and flags[name] != first[name]:
+                flag = "--" + name.replace("_", "-")
+                raise models.RunError(f"{path} was trained with {flag} {flags[name]}, the first "
+                                      f"with {first[name]}: give {flag} to measure all on the same")
     data_dir = args.data_dir or (first["data_dir"] if dataset == first["dataset"] else "datasets")
     return data.load_pictures(dataset, data_dir, args.size or first["size"], train=False).images
+
+
+def name_runs(paths):
+    """A title for each checkpoint: its folder's name, or what else tells it from the others."""
+    folders = [Path(path).resolve().parent for path in paths]
+    titles = [Path(path).stem if folders.count(folder) > 1 else folder.name
+              for path, folder in zip(paths, folders)]
+    return [path.strip("./").replace("/", "-") if [*titles, "truth"].count(title) > 1 else title
+            for path, title in zip(paths, titles)]
 
 
 @one_line_errors
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    device = models.choose_device(args.device)
+    device, titles = models.choose_device(args.device), name_runs(args.ckpt)
     if args.images and len(args.ckpt) > 1:
         raise models.RunError(f"--images takes one --ckpt, not {len(args.ckpt)}: name the one")
-    if args.images and (args.json or args.figure or args.save_pictures):
-        raise models.RunError(
-            "--json, --figure and --save-pictures do not go with --images: leave them out")
+    if (args.images or args.curves) and (args.json or args.figure or args.save_pictures):
+        raise models.RunError("--json, --figure and --save-pictures do not go with "
+                              f"{'--images' if args.images else '--curves'}: leave them out")
+    if args.curves:
+        runs = [(title, models.load_checkpoint(path)["history"])
+                for title, path in zip(titles, args.ckpt)]
+        if not any(history for _, history in runs):
+            raise models.RunError(f"{args.ckpt[0]} holds no epoch yet: wait for the first")
+        save_picture(draw_curves(runs), args.curves)
+        return print(f"drew {args.curves}")
     trained = [models.load_checkpoint(path)["args"] for path in args.ckpt]
     if args.images:
         return colorize_photos(args, models.load_generator(args.ckpt[0], device), trained[0])
-    images = load_test_pictures(args, trained)
+    images, args.figure = load_test_pictures(args, trained), args.figure or "comparison.png"
 
     def load(path):
         return models.load_generator(path, device).to(memory_format=torch.channels_last)
 
-    folders = [Path(path).resolve().parent for path in args.ckpt]
-    titles = [Path(path).stem if folders.count(folder) > 1 else folder.name
-              for path, folder in zip(args.ckpt, folders)]
-    titles = [path.strip("./").replace("/", "-") if [*titles, "truth"].count(title) > 1 else title
-              for path, title in zip(args.ckpt, titles)]
     if args.save_pictures and Path(args.save_pictures).exists():
         raise models.RunError(f"{args.save_pictures} exists: choose another --save-pictures")
     rows, psnrs, width = [], [], max(map(len, args.ckpt))
@@ -684,9 +723,8 @@ def main(argv=None):
     systems = ((title, load(path), flags["color"])
                for title, path, flags in zip(titles, args.ckpt, trained))
     chosen = images[random + best + worst]
-    figure = draw_comparison(systems, chosen, labels, args.saturation)
-    save_picture(figure, args.figure or "comparison.png")
-    print(f"drew {args.figure or 'comparison.png'}")
+    save_picture(draw_comparison(systems, chosen, labels, args.saturation), args.figure)
+    print(f"drew {args.figure}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Below them: where a network runs (device, mixed precision), and how it is saved,
 
 import argparse
 import contextlib
-import copy
+import functools
 import os
 import sys
 import textwrap
@@ -35,11 +35,9 @@ class RunError(Exception):
     """A mistake about a run or its checkpoint that the user can mend; the message is one line."""
 
 
-def first_line(error):
-    """What an exception says, without what follows in further lines and after 200 letters."""
-    first, *more = str(error).strip().splitlines() or [type(error).__name__]
-    first = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
-    return textwrap.shorten(first, 200, placeholder=" ...")
+def in_short(error):
+    """What an exception says, in one line of at most 200 letters."""
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -110,16 +108,17 @@ class StridedUNet(nn.Module):
     def __init__(self, out_channels, width=64):
         super().__init__()
         w = width
+        up = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1, bias=False)
         same = nn.ZeroPad2d((1, 2, 1, 2))  # a 4x4 convolution that keeps the size is lopsided
         self.enc1 = nn.Sequential(same, *_convolution(1, w, 4, padding=0))
         self.enc2 = _convolution(w, 2 * w, 4, stride=2)
         self.enc3 = _convolution(2 * w, 4 * w, 4, stride=2)
         self.enc4 = _convolution(4 * w, 8 * w, 4, stride=2)
         self.bottom = _convolution(8 * w, 8 * w, 4, stride=2)
-        self.up4, self.act4 = self._up(8 * w, 8 * w), self._activation(16 * w)
-        self.up3, self.act3 = self._up(16 * w, 4 * w), self._activation(8 * w)
-        self.up2, self.act2 = self._up(8 * w, 2 * w), self._activation(4 * w)
-        self.up1, self.act1 = self._up(4 * w, w), self._activation(2 * w)
+        self.up4, self.act4 = up(8 * w, 8 * w), self._activation(16 * w)
+        self.up3, self.act3 = up(16 * w, 4 * w), self._activation(8 * w)
+        self.up2, self.act2 = up(8 * w, 2 * w), self._activation(4 * w)
+        self.up1, self.act1 = up(4 * w, w), self._activation(2 * w)
         self.head = nn.Conv2d(2 * w, out_channels, kernel_size=1)
 
     def forward(self, gray):
@@ -133,10 +132,6 @@ class StridedUNet(nn.Module):
         x = self.act2(torch.cat([self.up2(x), e2], dim=1))  # (N, 4w, H/2, W/2)
         x = self.act1(torch.cat([self.up1(x), e1], dim=1))  # (N, 2w, H, W)
         return torch.tanh(self.head(x).float())  # (N, out_channels, H, W)
-
-    @staticmethod
-    def _up(channels_in, channels_out):
-        return nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False)
 
     @staticmethod
     def _activation(channels):
@@ -236,7 +231,7 @@ class VGG16(nn.Module):
         except Exception as error:  # a damaged file can raise almost any exception
             file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise RunError(f"the weights of vgg16_bn are not whole at {file} and could not be "
-                           f"downloaded ({first_line(error)}): put {weights.url} there, or use "
+                           f"downloaded ({in_short(error)}): put {weights.url} there, or use "
                            "--features classifier") from error
 
 
@@ -285,7 +280,7 @@ def choose_device(name):
             raise ValueError("it is not for training")
     except Exception as error:  # each kind of device has errors of its own
         raise RunError(f"--device {name} cannot be used: use --device auto or cpu "
-                       f"({first_line(error)})")
+                       f"({in_short(error)})")
     return device
 
 
@@ -313,14 +308,9 @@ def learning_rate(lr, progress):
     return lr * min(1.0, 2 * (1 - progress))
 
 
-def averaged_copy(network):
-    """A copy of `network` for `update_average`: in eval mode, without gradients."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def update_average(averaged, network, step):
-    """Move `averaged` a little towards `network`, after `step` steps of training.
+    """Move `averaged`, a copy of `network`, a little towards it, after `step` steps of training.
 
     An exponential moving average of weights and BatchNorm's statistics, over about the last tenth
     of the steps, at most 1,000: it lacks the noise of single steps, and soon forgets the start.
@@ -348,14 +338,21 @@ def replacing(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _rename(beside, path)
+        for attempt in range(10, 0, -1):
+            try:
+                os.replace(beside, path)
+                break
+            except PermissionError:  # Windows, while a virus scanner, say, has the file open
+                if attempt == 1:
+                    raise
+                time.sleep(0.2)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError):  # torch.save's, for whatever stopped it
             error = error.__context__ or error
         if isinstance(error, KeyboardInterrupt):
             raise error from None
         raise RunError(f"cannot write {path}: make room, close the program that holds it, or "
-                       f"choose another place ({first_line(error)})")
+                       f"choose another place ({in_short(error)})")
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -364,8 +361,7 @@ def replacing(path):
 def claim(folder):
     """Make a run's folder and keep other runs out of it until what this returns is closed.
 
-    The claim ends with the process, too, however it ends. Raises RunError where another run has it
-    or where it cannot be written.
+    The claim ends with the process, too. Raises RunError where another has it or it is read-only.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -381,28 +377,17 @@ def claim(folder):
     except BlockingIOError:
         raise RunError(f"another run writes into {folder}: wait for it, or choose another --out")
     except OSError as error:
-        raise RunError(f"cannot write {folder}: choose another place ({first_line(error)})")
+        raise RunError(f"cannot write {folder}: choose another place ({in_short(error)})")
     for leftover in folder.glob(".[0-9]*.new"):  # of a run that was killed while it saved
         leftover.unlink()
     return lock
-
-
-def _rename(beside, path, attempts=10):
-    try:
-        os.replace(beside, path)
-    except PermissionError:  # Windows, while a program such as a virus scanner has the file open
-        if attempts == 1:
-            raise
-        time.sleep(0.2)
-        _rename(beside, path, attempts - 1)
 
 
 def save_checkpoint(path, script, args, epoch, history, **state):
     """Write one file that rebuilds its model and says how it was trained.
 
     args: dict of plain values. history: the rows of the log, dicts. state: what else to keep;
-    networks, optimizers and scalers are saved by their state_dict. Raises RunError where it cannot
-    be written; the old file is then whole.
+    networks, optimizers and scalers by their state_dict. Raises RunError; the old file stays whole.
     """
     contents = {"format": CHECKPOINT_FORMAT, "script": script, "args": args, "epoch": epoch,
                 "history": history}
@@ -427,7 +412,7 @@ def load_checkpoint(path):
             raise zipfile.BadZipFile(f"{damaged} fails its CRC")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise almost any exception
-        raise RunError(f"{path} is damaged or no checkpoint ({first_line(error)}): use another, or "
+        raise RunError(f"{path} is damaged or no checkpoint ({in_short(error)}): use another, or "
                        "train again") from error
     version = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if isinstance(version, int) and version != CHECKPOINT_FORMAT:
@@ -448,7 +433,7 @@ def build_generator(checkpoint):
         generator.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError("the checkpoint's weights are not those of its flags "
-                       f"({first_line(error)}): use another, or train again") from error
+                       f"({in_short(error)}): use another, or train again") from error
     return generator.eval()
 
 
@@ -503,4 +488,4 @@ def restore(checkpoint, **objects):
                 value.load_state_dict(checkpoint[name])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"the checkpoint's {name} does not fit these flags and pictures "
-                       f"({first_line(error)}): resume with those of its run") from error
+                       f"({in_short(error)}): resume with those of its run") from error

@@ -10,15 +10,13 @@ D learns what a pixel loss cannot say, that a brownish gray is a colour few thin
 near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits. s = 0.9 is
 one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is the plain objective.
 With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D that ends in a
-softmax of two classes, as some write it, is the same thing: its loss is that of one logit, the
-difference of the two.
+softmax of two classes is the same thing: its loss is that of one logit, their difference.
 
 A DCGAN makes pictures out of noise z. This G has none: it has x to start from, and pix2pix found
 that a G with both learns to ignore z. So a gray picture always gets the same colours. DCGAN and
 pix2pix also draw all first weights from a normal distribution, N(0, 0.02); here they are PyTorch's,
 which did as well in a trial.
-Papers: Radford et al., "DCGAN", 2015, arXiv:1511.06434; Isola et al., "pix2pix", 2017,
-arXiv:1611.07004.
+Papers: DCGAN, Radford et al., 2015, arXiv:1511.06434; pix2pix, Isola et al., arXiv:1611.07004.
 
     python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded
     python train_gan.py --color lab --discriminator patch --out runs/gan-lab
@@ -26,6 +24,7 @@ arXiv:1611.07004.
 """
 
 import argparse
+import copy
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +69,8 @@ def train(args, run):
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
     optimizer_g = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
-    averaged = models.averaged_copy(generator)  # what is validated, and the result
+    # What is validated, and the result: a moving average of the weights in training.
+    averaged = copy.deepcopy(generator).eval().requires_grad_(False)
     run.keep(generator=averaged, generator_in_training=generator, optimizer_g=optimizer_g,
              discriminator=discriminator, optimizer_d=optimizer_d, scaler=scaler)
     bce = F.binary_cross_entropy_with_logits

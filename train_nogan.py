@@ -214,9 +214,8 @@ def build_feature_network(args, labels, val_labels):
     """phi, on the CPU: a classifier of all labels (N,), yet to be trained, or ImageNet's VGG-16."""
     if args.features == "classifier":
         if labels is None or data.over_processes(len(labels.unique()), "MAX") < 2:
-            raise models.RunError(f"the pictures in {args.data_dir} have no labels to tell apart "
-                                  "for --features classifier: put them in class folders, or use "
-                                  "--features vgg16_bn")
+            raise models.RunError(f"the pictures in {args.data_dir} have no labels to tell apart: "
+                                  "put them in class folders, or use --features vgg16_bn")
         last = data.over_processes(int(torch.cat([labels, val_labels]).max()), "MAX")
         return models.Classifier(1 + last, args.width)
     network = models.VGG16()
@@ -244,7 +243,8 @@ def train(args, run):
     epochs = args.generator_epochs + args.critic_epochs + args.gan_epochs
     run.start(epochs + by_labels * args.classifier_epochs, batches, val_images, dropped)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
-    averaged = models.averaged_copy(generator)  # what is validated, painted with, and the result
+    # What is validated, painted with, and the result: a moving average of the weights in training.
+    averaged = copy.deepcopy(generator).eval().requires_grad_(False)
     run.keep(generator=averaged, discriminator=discriminator, optimizer_d=optimizer_d,
              feature_network=feature_network, scaler=scaler)
 

@@ -8,8 +8,7 @@ over pixels. Where x does not tell the colour, the squared error is least at the
 it could be, and the mean of many colours is a brownish gray: the sepia effect. Such pictures are
 faithful on average and pale; train_gan.py is an answer to that.
 Networks: Ronneberger et al., "U-Net", 2015, arXiv:1505.04597; with --generator strided the U-Net of
-Nazeri et al., "Image Colorization using GANs", 2018, arXiv:1803.05400, which they feed L* (--color
-lab) to get a* and b*.
+Nazeri et al., 2018, arXiv:1803.05400, which they feed L* (--color lab) to get a* and b*.
 
     python train_unet.py --epochs 20                                         # CIFAR-10, downloaded
     python train_unet.py --color lab --generator strided --out runs/strided-lab
@@ -17,6 +16,7 @@ lab) to get a* and b*.
 """
 
 import argparse
+import copy
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,8 @@ def train(args, run):
     generator = generator.to(device, memory_format=torch.channels_last)
     # Fused: one kernel updates all weights, and nothing waits for the device.
     optimizer = torch.optim.Adam(generator.parameters(), fused=True)
-    averaged = models.averaged_copy(generator)  # what is validated, and the result
+    # What is validated, and the result: a moving average of the weights in training.
+    averaged = copy.deepcopy(generator).eval().requires_grad_(False)
     run.keep(generator=averaged, generator_in_training=generator, optimizer=optimizer,
              scaler=scaler)
     pixel_loss = F.mse_loss if args.loss == "mse" else F.l1_loss

@@ -13,6 +13,7 @@ from PIL import Image
 import data
 import evaluate
 import models
+import train_nogan
 import train_unet
 
 
@@ -148,7 +149,8 @@ def test_rows_and_figure_of_the_command(tiny, tmp_path, capsys):
         assert row["name"] in printed and f"{row['psnr']:.4f}" in printed
 
     test = data.load_pictures("shapes", "", 32, train=False).images
-    metrics = evaluate.validate(models.load_generator(checkpoints[1]), test, "lab")
+    generator = models.load_generator(checkpoints[1])
+    metrics, _ = evaluate.measure(evaluate.colorize(generator, test, "lab"))
     assert rows[2] == {"name": checkpoints[1], **{k: pytest.approx(v) for k, v in metrics.items()}}
     truth = test.float() / 255
     luma = (0.299 * truth[:, :1] + 0.587 * truth[:, 1:2] + 0.114 * truth[:, 2:]).expand_as(truth)
@@ -287,6 +289,49 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, fail
     line = fails(evaluate.main, ["--ckpt", run / "last.pt", "--figure", figure])
     assert f"cannot write {figure}" in line and "No space left" in line
     assert figure.read_bytes() == b"the old one" and not list(tmp_path.glob("*.new"))
+
+
+def test_curves_show_the_numbers_of_the_log():
+    rising = [{"epoch": i, "loss": 4.5 - i, "psnr": 20.0 + i, "mse": 0.1} for i in (1, 2, 3)]
+    level = [{"epoch": i, "loss": 2.5, "psnr": 22.0, "mse": 0.1} for i in (1, 2, 3)]
+    figure = evaluate.draw_curves([("rising", rising), ("level", level)])
+    assert figure.size == (960, 240)  # a row of panels, 320 wide: loss, psnr, and room for a third
+    colors = [tuple(bytes.fromhex(color[1:])) for color in evaluate.CURVE_COLORS[:2]]
+    left, right, top, bottom = 50, 300, 60, 190  # of the first panel's axes
+    one, two = colors
+    assert figure.getpixel((left, top + 2)) == one == figure.getpixel((right, bottom - 2))  # falls
+    assert figure.getpixel((320 + left, bottom - 2)) == one  # rises
+    assert figure.getpixel((left + 60, (top + bottom) // 2)) == two  # and the other stays
+    assert figure.getpixel((640 + left, top)) == (255, 255, 255)
+
+
+def test_curves_name_each_stage_where_it_begins(monkeypatch):
+    words, text = [], evaluate.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(evaluate.ImageDraw.ImageDraw, "text", lambda self, at, what, *args, **kw: (
+        words.append((what, at[0])) or text(self, at, what, *args, **kw)))
+    history = [{"epoch": 1, "stage": "generator", "feature": 1.0, "psnr": 24.0},
+               {"epoch": 2, "stage": "generator", "feature": 0.5, "psnr": 25.0},
+               {"epoch": 3, "stage": "gan", "feature": 0.75, "psnr": 24.5, "pictures_per_s": 9.0}]
+    figure = evaluate.draw_curves([("nogan", history)])
+    x = {}
+    for what, at in words:
+        x.setdefault(what, at)
+    assert {"nogan", "feature", "psnr", "generator", "gan", "1", "2", "3", "24", "25"} <= x.keys()
+    assert "pictures_per_s" not in x and "stage" not in x
+    assert x["generator"] < x["2"] < x["gan"] < x["3"]
+    assert figure.getpixel(((round(x["gan"]) - 6) // 2, 120)) != (255, 255, 255)  # a line
+
+
+def test_curves_of_several_checkpoints_are_one_picture(tiny, tmp_path, monkeypatch):
+    drawn, draw = [], evaluate.draw_curves
+    unet, nogan = tiny(train_unet.main, out="unet"), tiny(train_nogan.main, out="nogan")
+    with Image.open(unet / "curves.png") as one, Image.open(nogan / "curves.png") as other:
+        assert one.size[0] == other.size[0] and one.size[1] < other.size[1]
+    monkeypatch.setattr(evaluate, "draw_curves", lambda runs: drawn.append(runs) or draw(runs))
+    command = ["--ckpt", unet / "last.pt", nogan / "last.pt", "--curves", tmp_path / "both.png"]
+    evaluate.main([str(word) for word in command])
+    assert [(title, len(history)) for title, history in drawn[0]] == [("unet", 1), ("nogan", 4)]
+    assert Image.open(tmp_path / "both.png").format == "PNG"
 
 
 def test_saturation_multiplies_a_and_b_and_keeps_lightness(tmp_path, tiny):

@@ -86,6 +86,9 @@ PROMISES = [
      "--device hpu cannot be used: use --device auto or cpu"),
     ("a figure of photos", "evaluate --ckpt run/last.pt --images half/train --figure f.png",
      "do not go with --images"),
+    ("curves and rows", "evaluate --ckpt run/last.pt --curves c.png --json rows.json",
+     "do not go with --curves"),
+    ("curves of nothing", "evaluate --ckpt begun.pt --curves c.png", "holds no epoch yet"),
     ("a figure of an unwritable kind", "evaluate --ckpt run/last.pt --figure f.psd",
      "f.psd is no name for a picture: choose the suffix .png"),
     ("a figure over a checkpoint", "evaluate --ckpt run/last.pt --figure run2/last.pt",
@@ -148,6 +151,7 @@ def make_world():
     checkpoint = models.load_checkpoint("run/last.pt")
     torch.save({**checkpoint, "args": {**checkpoint["args"], "width": 3}}, "width.pt")
     torch.save({**checkpoint, "history": None}, "odd.pt")
+    torch.save({**checkpoint, "history": [], "epoch": 0}, "begun.pt")
     train_nogan.main(["--dataset", "shapes", "--limit", "20", "--width", "2", "--out", "nogan",
                       *epochs(train_nogan.main, 1)])
     checkpoint = models.load_checkpoint("nogan/last.pt")

@@ -1,3 +1,4 @@
+import copy
 import os
 
 import pytest
@@ -64,7 +65,7 @@ def test_every_skip_of_the_unets_reaches_the_output(network):
 
 def test_the_average_forgets_over_a_tenth_of_the_steps():
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
-    averaged = models.averaged_copy(network)
+    averaged = copy.deepcopy(network).eval().requires_grad_(False)
     assert not averaged.training and not any(p.requires_grad for p in averaged.parameters())
 
     def state(net):
