@@ -188,7 +188,7 @@ def draw_figure(columns, row_labels=()):
     figure.paste(grid, (left - gap, top - gap))
     draw = ImageDraw.Draw(figure)
     for i, (title, _) in enumerate(columns):
-        while draw.textlength(title, font) > cell_w - gap:  # a long name keeps its beginning
+        while draw.textbbox((0, 0), title, font)[2] > cell_w - gap:  # a long name's beginning
             title = title.rstrip("…")[:-1] + "…"
         draw.text((left + i * cell_w, 3), title, "black", font)
     for j, label in enumerate(row_labels):
@@ -220,7 +220,7 @@ def draw_curves(runs):
     left, last = 100, max(row["epoch"] for row in rows)
     for title, _, color in runs:
         draw.text((left, 16), title, color, font)
-        left += draw.textlength(title, font) + 40
+        left = draw.textbbox((left, 16), title, font)[2] + 40
     for i, name in enumerate(columns):
         left, top = 100 + 640 * (i % 3), 120 + 420 * (i // 3)
         low, high = (end(row[name] for row in rows if name in row) for end in (min, max))
@@ -274,8 +274,7 @@ def add_flags(parser, out):
         help="mixed precision: auto is on with CUDA and off elsewhere (%(default)s)")
     add("--out", default=out, metavar="DIR", help="the run folder (%(default)s)")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    add("--keep-every", type=data.number(int, 1, 100_000), metavar="N",
-        help="also keep the checkpoint of every N-th epoch, as epoch_NNN.pt")
+    add("--keep-every", type=data.number(int, 1, 10**5), metavar="N", help="also keep epoch_NNN.pt")
     add("--resume", metavar="CKPT", help="go on from a last.pt, with all its flags, in its folder")
 
 
@@ -416,8 +415,8 @@ class Run:
 
     def _stop_unless_finite(self, values):
         if not all(map(math.isfinite, values.values())):
-            raise models.RunError(f"not finite in epoch {self.epoch}: {_numbers(values)}: lower "
-                                  f"--lr, or use --amp off; {self.last} holds epoch {self.epoch - 1}")
+            raise models.RunError(f"not finite in epoch {self.epoch}: {_numbers(values)}: lower --lr"
+                                  f" or use --amp off; {self.last} holds epoch {self.epoch - 1}")
 
     def end_epoch(self, generator=None, **metrics):
         """Validate a generator and draw what it paints, or take `metrics`; print, log and save."""
@@ -469,7 +468,8 @@ class Run:
         with models.replacing(self.out / "log.csv") as file:
             file.write(table.getvalue().encode())
         if self.history:
-            save_picture(draw_curves([(self.out.name, self.history)]), self.out / "curves.png")
+            curves = draw_curves([(self.out.resolve().name, self.history)])
+            save_picture(curves, self.out / "curves.png")
 
     def _remove_other_epochs(self, epoch):
         """With --overwrite: what is of another run, or of later epochs."""

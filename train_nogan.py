@@ -52,7 +52,7 @@ def build_parser():
         help="learning rate in (2), constant, and of both networks in (3) (%(default)s)")
     add("--features", choices=["classifier", "vgg16_bn"], default="classifier",
         help="phi: trained here on the pictures' labels, or ImageNet's, downloaded (%(default)s)")
-    add("--feature-weight", type=data.number(float, 0, 1e6), default=300.0,
+    add("--feature-weight", type=data.number(float, 0, 1e6), default=100.0,
         help="weight of the feature loss against the adversarial loss in (3) (%(default)s)")
     add("--discriminator", choices=["image", "patch"], default="image",
         help="judge the whole picture, or each 16x16 patch (%(default)s)")

@@ -372,3 +372,10 @@ def test_pictures_are_saved_under_equal_names(tiny, tmp_path, fails):
     painted, _ = next(evaluate.colorize(models.load_generator(run / "last.pt"), test, "rgb"))
     assert torch.equal(read("run"), (255 * painted).round().byte())
     assert f"{folder} exists: choose another" in fails(evaluate.main, command)
+
+
+def test_a_title_of_any_letters_and_lines_is_drawn():
+    row = {"epoch": 1, "psnr": 20.0}
+    assert evaluate.draw_curves([("two\nlines", [row]), ("", [row])]).size == (960, 240)
+    pictures = torch.zeros(2, 3, 32, 32)
+    assert evaluate.draw_figure([("two\nlines" * 9, pictures)]).size == (104, 222)

@@ -11,8 +11,8 @@ import bench_speed
 @pytest.mark.filterwarnings("ignore:This DataLoader")
 def test_the_table_has_a_row_for_each_thing_changed(tmp_path, capsys):
     file = tmp_path / "speed.json"
-    rows = bench_speed.main(["--system", "gan", "--width", "1", "--pictures", "128", "--repeats", "1",
-                             "--device", "cpu", "--json", str(file)])
+    flags = "--system gan --width 1 --pictures 128 --repeats 1 --device cpu --json".split()
+    rows = bench_speed.main([*flags, str(file)])
     assert json.loads(file.read_text()) == rows and "of the notebook's" in capsys.readouterr().out
     notebooks = [row["ratio"] for row in rows if row["name"].startswith("notebook")]
     assert len(notebooks) == 3 and max(notebooks) == 1
@@ -20,7 +20,7 @@ def test_the_table_has_a_row_for_each_thing_changed(tmp_path, capsys):
 
 
 def test_the_arithmetic_of_a_step_is_that_of_the_convolutions():
-    width, forward = 64, 0  # multiply-adds of the U-Net's 3x3 and 1x1 convolutions, a level at a time
+    width, forward = 64, 0  # multiply-adds of the convolutions, a level at a time
     for level, side in enumerate([32, 16, 8, 4, 2]):
         w = width * 2**level
         forward += 9 * side**2 * ((1 if level == 0 else w // 2) * w + w * w)
