@@ -101,8 +101,7 @@ def add_flags(parser):
 def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
     """All training or all test pictures of a data set, as Pictures.
 
-    `limit` draws that many of them at random by `seed`, before anything is decoded.
-    Raises DataError where there are none, and says what to do.
+    `limit` draws that many at random by `seed`, before decoding. Raises DataError for none.
     """
     if dataset == "cifar10":
         return _load_cifar10(Path(data_dir), size, train, limit, seed)

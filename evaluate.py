@@ -415,8 +415,9 @@ class Run:
 
     def _stop_unless_finite(self, values):
         if not all(map(math.isfinite, values.values())):
-            raise models.RunError(f"not finite in epoch {self.epoch}: {_numbers(values)}: lower --lr"
-                                  f" or use --amp off; {self.last} holds epoch {self.epoch - 1}")
+            raise models.RunError(
+                f"not finite in epoch {self.epoch}: {_numbers(values)}: lower --lr or use --amp "
+                f"off; {self.last} holds epoch {self.epoch - 1}")
 
     def end_epoch(self, generator=None, **metrics):
         """Validate a generator and draw what it paints, or take `metrics`; print, log and save."""
