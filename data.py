@@ -84,8 +84,7 @@ def add_flags(parser):
         help="side of the pictures of --dataset folder or shapes, a multiple of 16 (%(default)s)")
     add("--color", choices=list(CHANNELS), default="rgb",
         help="rgb: from luma to RGB; lab: from L* to a*b* (%(default)s)")
-    add("--limit", type=number(int, 4, 10**9), metavar="N",
-        help="draw N training pictures at random, for a quick run (all)")
+    add("--limit", type=number(int, 4, 10**9), metavar="N", help="train on N random pictures (all)")
     add("--val-fraction", type=number(float, 0.001, 0.9), default=0.1,
         help="share of the training pictures kept for validation (%(default)s)")
     add("--split", choices=["random", "hue"], default="random",

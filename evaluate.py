@@ -466,15 +466,19 @@ class Run:
         writer = csv.DictWriter(table, columns or ["epoch"])
         writer.writeheader()
         writer.writerows(self.history)
-        with models.replacing(self.out / "log.csv") as file:
-            file.write(table.getvalue().encode())
-        if self.history:
-            curves = draw_curves([(self.out.resolve().name, self.history)])
-            save_picture(curves, self.out / "curves.png")
+        try:  # Windows refuses while a spreadsheet or a viewer has them open
+            with models.replacing(self.out / "log.csv") as file:
+                file.write(table.getvalue().encode())
+            if self.history:
+                curves = draw_curves([(self.out.resolve().name, self.history)])
+                save_picture(curves, self.out / "curves.png")
+        except models.RunError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
     def _remove_other_epochs(self, epoch):
         """With --overwrite: what is of another run, or of later epochs."""
-        (self.out / "curves.png").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.out / "curves.png").unlink()
         resume = self.args.resume
         same_run = resume and Path(resume).resolve().parent == self.out.resolve()
         for path in [*self.out.glob("samples/epoch_*.png"), *self.out.glob("epoch_*.pt")]:
@@ -627,8 +631,7 @@ def build_parser():
     add("--ckpt", nargs="+", required=True, metavar="CKPT", help="last.pt of one or more runs")
     add("--figure", metavar="PNG", help="the figure (comparison.png)")
     add("--json", metavar="FILE", help="save the rows as a JSON list")
-    add("--saturation", type=data.number(float, 0, 100), default=1.0, metavar="K",
-        help="multiply a* and b* of what is painted (%(default)s)")
+    add("--saturation", type=data.number(float, 0, 100), default=1.0, help="times a* and b* (1)")
     add("--save-pictures", metavar="DIR", help="also write PNGs: DIR/truth and one folder a run")
     add("--dataset", choices=["cifar10", "folder", "shapes"], help="default: the checkpoint's")
     add("--data-dir", metavar="DIR", help="default: the checkpoint's")
@@ -640,8 +643,7 @@ def build_parser():
     instead("--curves", metavar="PNG", help="draw the runs' curves over one another instead")
     instead("--images", nargs="+", metavar="PHOTO", help="colorize these files and folders instead")
     add("--out-dir", default="colorized", metavar="DIR", help="into this folder (%(default)s)")
-    add("--render-size", type=data.picture_size, help="side of the square to which photos are "
-        "squeezed for the network; default: its training size")
+    add("--render-size", type=data.picture_size, help="side that it sees; default: as in training")
     add("--overwrite", action="store_true", help="replace photos that are in --out-dir already")
     return parser
 
@@ -675,10 +677,10 @@ def main(argv=None):
     device, titles = models.choose_device(args.device), name_runs(args.ckpt)
     if args.images and len(args.ckpt) > 1:
         raise models.RunError(f"--images takes one --ckpt, not {len(args.ckpt)}: name the one")
-    if (args.images or args.curves) and (args.json or args.figure or args.save_pictures):
-        raise models.RunError("--json, --figure and --save-pictures do not go with "
-                              f"{'--images' if args.images else '--curves'}: leave them out")
-    if args.curves:
+    instead = "--images" if args.images else "--curves" if args.curves is not None else ""
+    if instead and (args.json or args.figure or args.save_pictures):
+        raise models.RunError(f"--json, --figure, --save-pictures do not go with {instead}")
+    if args.curves is not None:
         runs = [(title, models.load_checkpoint(path)["history"])
                 for title, path in zip(titles, args.ckpt)]
         if not any(history for _, history in runs):

@@ -37,7 +37,7 @@ class RunError(Exception):
 
 def in_short(error):
     """What an exception says, in one line of at most 200 letters."""
-    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+    return textwrap.shorten(str(error).strip() or type(error).__name__, 200, placeholder=" ...")
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -331,6 +331,8 @@ def replacing(path):
 
     A crash leaves the old file whole; no two processes write into one. Raises RunError.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise RunError(f"cannot write {path}: it is a folder or a device, choose another place")
     beside = Path(path).with_name(f".{os.getpid()}.new")
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
@@ -346,7 +348,7 @@ def replacing(path):
                 if attempt == 1:
                     raise
                 time.sleep(0.2)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError):  # torch.save's, for whatever stopped it
             error = error.__context__ or error
         if isinstance(error, KeyboardInterrupt):

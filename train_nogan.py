@@ -107,8 +107,7 @@ def discriminator_accuracy(discriminator, generator, batches):
 def train_classifier(args, run, batches, validation, classifier, autocast, scaler):
     """(0) The classifier: cross-entropy of its logits and the labels."""
     optimizer = torch.optim.Adam(classifier.parameters(), fused=True)
-    about = "a classifier, for its feature maps"
-    for epoch in run.stage(args.classifier_epochs, "classifier", about, optimizer=optimizer):
+    for epoch in run.stage(args.classifier_epochs, "classifier", "its maps", optimizer=optimizer):
         classifier.train()
         for gray, target, labels in batches.epoch(epoch):
             optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, run.progress)
@@ -128,8 +127,7 @@ def train_generator(args, run, batches, averaged, feature_network, autocast, sca
     """(1) The generator alone: minimize F(G)."""
     generator = copy.deepcopy(averaged).requires_grad_(True)
     optimizer = torch.optim.Adam(generator.parameters(), fused=True)
-    about = "the generator alone, on the feature loss"
-    for epoch in run.stage(args.generator_epochs, "generator", about,
+    for epoch in run.stage(args.generator_epochs, "generator", "alone, on the feature loss",
                            generator_in_training=generator, optimizer=optimizer):
         generator.train()
         for gray, target in batches.epoch(epoch):
@@ -150,8 +148,7 @@ def train_generator(args, run, batches, averaged, feature_network, autocast, sca
 def train_discriminator(args, run, batches, val_batches, generator, discriminator, optimizer,
                         autocast, scaler):
     """(2) The discriminator alone, on pictures of the frozen generator."""
-    about = "the critic alone, on pictures of the frozen generator"
-    for epoch in run.stage(args.critic_epochs, "critic", about):
+    for epoch in run.stage(args.critic_epochs, "critic", "alone, on what the frozen G paints"):
         for gray, target in batches.epoch(epoch):
             optimizer.param_groups[0]["lr"] = args.gan_lr
             with autocast, torch.no_grad():

@@ -27,7 +27,7 @@ SHOWN = {"results": 8, "failures": 4}  # classes: GitHub shows a README at 830 p
 def best_of_each(labels, scores):
     """The index of the best score (N,) within each class, by labels (N,), best class first."""
     best = [torch.where(labels == label, scores, -torch.inf).argmax() for label in labels.unique()]
-    return sorted(best, key=lambda i: -scores[i])
+    return sorted((i for i in best if scores[i] > -torch.inf), key=lambda i: -scores[i])
 
 
 @evaluate.one_line_errors
@@ -39,8 +39,9 @@ def main(argv=None):
     parser.add_argument("--out-dir", default=".github", metavar="DIR", help="(%(default)s)")
     args = parser.parse_args(argv)
     names = args.names or evaluate.name_runs(args.ckpt)
-    if len(names) != len(args.ckpt):
-        raise models.RunError(f"--names has {len(names)} names for {len(args.ckpt)} checkpoints")
+    if len({*names, "gray", "truth"}) != len(args.ckpt) + 2:
+        raise models.RunError(f"--names needs {len(args.ckpt)} names, all different, none of them "
+                              "gray or truth")
 
     first = models.load_checkpoint(args.ckpt[0])["args"]
     images, labels = data.load_pictures(*(first[x] for x in ("dataset", "data_dir", "size")), False)

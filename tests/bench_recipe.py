@@ -81,7 +81,8 @@ def main(argv=None):
           f"({history[-1]['mse'] / best - 1:+.1%}), "
           + (f"better from epoch {passed[0]} on" if passed else "never better"))
     if own.json:
-        Path(own.json).write_text(json.dumps(rows, indent=2) + "\n")
+        with models.replacing(own.json) as file:
+            file.write((json.dumps(rows, indent=2) + "\n").encode())
     return rows
 
 

@@ -226,7 +226,8 @@ def main(argv=None):
     if device.type == "cuda":
         print(f"peak memory of the last: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+        with models.replacing(args.json) as file:
+            file.write((json.dumps(rows, indent=2) + "\n").encode())
     return rows
 
 

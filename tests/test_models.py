@@ -208,3 +208,12 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(checkpoint, monkeypat
         models.save_checkpoint(path, "train_unet", {}, 4, [], generator=generator)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["last.pt"]
+
+
+def test_a_folder_or_a_device_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe") if hasattr(os, "mkfifo") else (tmp_path / "pipe").mkdir()
+    for path in (tmp_path, tmp_path / "pipe", "."):
+        with pytest.raises(models.RunError, match="it is a folder or a device"):
+            with models.replacing(path) as file:
+                file.write(b"something")
+    assert not (tmp_path / "pipe").is_file()

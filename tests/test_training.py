@@ -499,3 +499,12 @@ def test_every_command_of_the_readme_and_the_docstrings_parses():
     for script, flags in commands:
         if flags.strip() != "--help":
             sys.modules[script].build_parser().parse_args(flags.split())
+
+
+def test_a_log_or_curves_that_another_program_holds_do_not_end_the_run(tiny, capsys):
+    run = tiny(train_unet.main)
+    (run / "curves.png").unlink()
+    (run / "curves.png").mkdir()  # as good as held: it cannot be replaced
+    tiny(train_unet.main, "--epochs", 2, "--overwrite")
+    assert capsys.readouterr().err.count("warning: cannot write") == 2
+    assert models.load_checkpoint(run / "last.pt")["epoch"] == len(log(run)) == 2
