@@ -107,7 +107,7 @@ def discriminator_accuracy(discriminator, generator, batches):
 def train_classifier(args, run, batches, validation, classifier, autocast, scaler):
     """(0) The classifier: cross-entropy of its logits and the labels."""
     optimizer = torch.optim.Adam(classifier.parameters(), fused=True)
-    for epoch in run.stage(args.classifier_epochs, "classifier", "its maps", optimizer=optimizer):
+    for epoch in run.stage(args.classifier_epochs, "classifier", "on labels", optimizer=optimizer):
         classifier.train()
         for gray, target, labels in batches.epoch(epoch):
             optimizer.param_groups[0]["lr"] = models.learning_rate(args.lr, run.progress)
