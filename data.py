@@ -100,7 +100,7 @@ def add_flags(parser):
 def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
     """All training or all test pictures of a data set, as Pictures.
 
-    `limit` draws that many at random by `seed`, before decoding. Raises DataError for none.
+    `limit` draws that many at random by `seed`, before decoding. Raises DataError if none.
     """
     if dataset == "cifar10":
         return _load_cifar10(Path(data_dir), size, train, limit, seed)
@@ -512,7 +512,7 @@ DELTA = 6 / 29  # where the cube root of f(t) hands over to a line
 
 
 def rgb_to_lab(rgb):
-    """sRGB (N, 3, H, W) in [0, 1] to float32 L* in [0, 100], a* and b* within (-110, 110)."""
+    """sRGB (N, 3, H, W) in [0, 1] to float32 CIE L* in [0, 100], a* and b* within (-110, 110)."""
     rgb = rgb.float()
     power = ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, power)
@@ -524,7 +524,7 @@ def rgb_to_lab(rgb):
 
 
 def lab_to_rgb(lab):
-    """The inverse of `rgb_to_lab`, clipped to the gamut; with finite gradients everywhere."""
+    """CIE L*a*b* (N, 3, H, W) to float32 sRGB in [0, 1], clipped to the gamut; finite gradients."""
     return _encode(_linear_rgb(lab))
 
 

@@ -16,7 +16,7 @@ A DCGAN makes pictures out of noise z. This G has none: it has x to start from, 
 that a G with both learns to ignore z. So a gray picture always gets the same colours. DCGAN and
 pix2pix also draw all first weights from a normal distribution, N(0, 0.02); here they are PyTorch's,
 which did as well in a trial.
-Papers: DCGAN, Radford et al., 2015, arXiv:1511.06434; pix2pix, Isola et al., arXiv:1611.07004.
+Papers: Radford et al., 2015, arXiv:1511.06434 (DCGAN); Isola et al., 2017, arXiv:1611.07004.
 
     python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded
     python train_gan.py --color lab --discriminator patch --out runs/gan-lab
