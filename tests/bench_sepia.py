@@ -81,7 +81,7 @@ def main(argv=None):
     for name, (chroma, committed) in results.items():
         print(f"{name:13}   {chroma:6.2f}   {committed:9.2f}")
     figure = Path(args.out) / "sepia.png"
-    evaluate.draw_comparison(generators, images[:6]).save(figure)
+    evaluate.draw_comparison(generators, images[:4]).save(figure)
     print(f"drew {figure}")
     return results
 
