@@ -283,9 +283,12 @@ def _load_folder(root, size, train, limit, seed):
             raise DataError(f"{root / 'train'} has too few pictures to hold some out: add more")
     paths = [paths[i] for i in _draw(len(paths), limit, seed)]
     needed, free = len(paths) * 3 * size * size, free_memory()
+    line = (f"{len(paths):,} pictures of {size}x{size} need {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free: lower {'--limit or ' * train}--size to need less")
     if needed > free:
-        raise DataError(f"{len(paths):,} pictures of {size}x{size} need {needed / 1e9:.1f} GB, "
-                        f"{free / 1e9:.1f} GB are free: lower {'--limit or ' * train}--size")
+        raise DataError(line)
+    if needed > free / 2:
+        print(line, file=sys.stderr)
     images, decoded = _decode(paths, size, root)
     if not decoded:
         raise DataError(f"no picture in {root} could be decoded: give --data-dir other pictures")

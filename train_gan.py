@@ -69,8 +69,7 @@ def train(args, run):
     discriminator = discriminator.to(device, memory_format=torch.channels_last)
     optimizer_g = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
-    # What is validated, and the result: a moving average of the weights in training.
-    averaged = copy.deepcopy(generator).eval().requires_grad_(False)
+    averaged = copy.deepcopy(generator).eval().requires_grad_(False)  # validated, and the result
     run.keep(generator=averaged, generator_in_training=generator, optimizer_g=optimizer_g,
              discriminator=discriminator, optimizer_d=optimizer_d, scaler=scaler)
     bce = F.binary_cross_entropy_with_logits

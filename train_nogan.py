@@ -240,8 +240,7 @@ def train(args, run):
     epochs = args.generator_epochs + args.critic_epochs + args.gan_epochs
     run.start(epochs + by_labels * args.classifier_epochs, batches, val_images, dropped)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
-    # What is validated, painted with, and the result: a moving average of the weights in training.
-    averaged = copy.deepcopy(generator).eval().requires_grad_(False)
+    averaged = copy.deepcopy(generator).eval().requires_grad_(False)  # validated, and the result
     run.keep(generator=averaged, discriminator=discriminator, optimizer_d=optimizer_d,
              feature_network=feature_network, scaler=scaler)
 

@@ -52,8 +52,7 @@ def train(args, run):
     generator = generator.to(device, memory_format=torch.channels_last)
     # Fused: one kernel updates all weights, and nothing waits for the device.
     optimizer = torch.optim.Adam(generator.parameters(), fused=True)
-    # What is validated, and the result: a moving average of the weights in training.
-    averaged = copy.deepcopy(generator).eval().requires_grad_(False)
+    averaged = copy.deepcopy(generator).eval().requires_grad_(False)  # validated, and the result
     run.keep(generator=averaged, generator_in_training=generator, optimizer=optimizer,
              scaler=scaler)
     pixel_loss = F.mse_loss if args.loss == "mse" else F.l1_loss
