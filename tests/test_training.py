@@ -242,7 +242,7 @@ def test_a_slow_cpu_is_told_what_takes_less(tiny, capsys, monkeypatch):
 
 
 def test_a_unet_learns_the_colors_of_the_shapes(tmp_path):
-    train_unet.main(["--dataset", "shapes", "--width", "8", "--batch-size", "32", "--epochs", "2",
+    train_unet.main(["--dataset", "shapes", "--width", "8", "--batch-size", "32", "--epochs", "1",
                      "--out", str(tmp_path)])
     images = data.load_pictures("shapes", "", 32, train=False).images
     generator = models.load_generator(tmp_path / "last.pt")
