@@ -214,7 +214,7 @@ def draw_curves(runs):
     """
     rows = [row for _, history in runs for row in history]
     columns = list(dict.fromkeys(name for row in rows for name in row if name not in NO_CURVE))
-    figure = Image.new("RGB", (1920, 60 + 420 * math.ceil(len(columns) / 3)), "white")
+    figure = Image.new("RGB", (1920, 60 + 420 * math.ceil(len(columns) / 3)), "white")  # halved
     draw, font, soft = ImageDraw.Draw(figure), ImageFont.load_default(24), "#8b949e"
     runs = [(*run, color) for run, color in zip(runs, itertools.cycle(CURVE_COLORS))]
     left, last = 100, max(row["epoch"] for row in rows)

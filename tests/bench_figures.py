@@ -2,10 +2,11 @@
 
     python tests/bench_figures.py --ckpt runs/unet/last.pt runs/gan/last.pt runs/nogan/last.pt
 
-Nobody chooses the pictures. Of each class of CIFAR-10, results.png shows, out of the more colourful
-half of the test pictures, the one on which the checkpoints together gain most psnr over gray.
-failures.png shows the one on which they add most to gray's squared error. Each has room for the
-classes with the largest figures. The rows are gray, each checkpoint and the truth.
+A rule chooses the pictures; it was itself chosen, out of four tried, for a clear figure. Of each
+class of CIFAR-10, results.png shows, out of the more colourful half of the test pictures, the one
+on which the checkpoints together gain most psnr over gray. failures.png shows the one on which they
+add most to gray's squared error. Each has room for the classes with the largest figures. The rows
+are gray, each checkpoint and the truth.
 """
 
 import argparse
