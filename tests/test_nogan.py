@@ -77,7 +77,7 @@ def test_training_never_gives_the_feature_network_a_gradient(features, tiny, ima
         return feature_loss(network, *args)
 
     monkeypatch.setattr(train_nogan, "feature_loss", spy)
-    tiny(train_nogan.main, "--features", features, "--limit", 20, "--batch-size", 8)
+    tiny(train_nogan.main, "--features", features, "--limit", 7, "--batch-size", 2)
     assert len(networks) == 6  # three steps in each of two stages
 
 
@@ -236,7 +236,7 @@ def test_real_and_painted_pictures_come_with_the_same_gray_and_never_in_one_batc
 
 
 def test_a_critic_learns_to_tell_a_pale_generators_pictures(tmp_path):
-    flags = "--dataset shapes --limit 800 --width 8 --batch-size 32".split()
+    flags = "--dataset shapes --limit 400 --width 8 --batch-size 32".split()
     train_nogan.main([*flags, *epochs(train_nogan.main, 1), "--critic-epochs", "4",
                       "--out", str(tmp_path)])
     rows = models.load_checkpoint(tmp_path / "last.pt")["history"]
@@ -303,7 +303,7 @@ def test_a_critic_that_tells_little_is_warned_of(tiny, capsys, monkeypatch):
 
 
 def test_imagenet_features_are_kept_in_the_checkpoint(tiny, imagenet, monkeypatch):
-    run = tiny(train_nogan.main, "--features", "vgg16_bn", "--limit", 20, "--batch-size", 8)
+    run = tiny(train_nogan.main, "--features", "vgg16_bn", "--limit", 7, "--batch-size", 2)
     checkpoint = models.load_checkpoint(run / "last.pt")
     assert checkpoint["stage"] == "gan" and checkpoint["epoch"] == 3
     kept = checkpoint["feature_network"]["layers.40.weight"]

@@ -23,11 +23,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def torchrun(folder, script, *argv, processes=2, sabotage="", ok=True):
+def torchrun(script, *argv, processes=2, sabotage="", ok=True):
     """Run a script in some processes; gives what they printed: (standard output, error)."""
-    folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-               processes, WORKER, folder, script, *argv]
+               processes, WORKER, script, *argv]
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "SABOTAGE": sabotage},
@@ -52,15 +51,13 @@ def equal(one, two):
 
 def check_resuming(script, folder, processes):
     """A run resumed from its first epoch ends as the uninterrupted one, bit for bit."""
-    name = script.__name__
-    out = torchrun(folder, name, *FLAGS, *epochs(script.main, 2), "--keep-every", 1,
-                   "--out", folder / "whole", processes=processes)[0]
-    assert out.count(": shapes 32x32") == 1 and f"in {processes} processes" in out
-    whole = states(folder, processes)
-    assert all(equal(whole[0]["state"], state["state"]) for state in whole[1:])
-    torchrun(folder, name, "--resume", folder / "whole" / "epoch_001.pt", "--out", folder / "on",
-             processes=processes)
-    assert equal(states(folder, processes)[0]["state"], whole[0]["state"])
+    out = torchrun(script.__name__, *FLAGS, *epochs(script.main, 2), "--keep-every", 1,
+                   "--out", folder / "whole", "then", "--resume", folder / "whole" / "epoch_001.pt",
+                   "--out", folder / "on", processes=processes)[0]
+    assert out.count(": shapes 32x32") == 2 == out.count(f"in {processes} processes")
+    whole = states(folder / "whole", processes)
+    for state in whole[1:] + states(folder / "on", processes):
+        assert equal(state["state"], whole[0]["state"])
     return whole
 
 
@@ -115,13 +112,13 @@ def test_three_processes_are_resumed_bit_for_bit(script, tmp_path):
     ([], "nan", "not finite in epoch 2"),
 ])
 def test_a_mistake_is_said_once_and_ends_all(flags, sabotage, line, tmp_path):
-    _, errors = torchrun(tmp_path, "train_unet", *FLAGS, *flags, "--epochs", 3,
+    _, errors = torchrun("train_unet", *FLAGS, *flags, "--epochs", 3,
                          "--out", tmp_path / "run", sabotage=sabotage, ok=False)
     assert errors.count(line) == 1, errors
 
 
 def test_a_process_that_is_killed_ends_the_others(tmp_path):
-    torchrun(tmp_path, "train_gan", *FLAGS, "--epochs", 50, "--out", tmp_path / "run",
+    torchrun("train_gan", *FLAGS, "--epochs", 50, "--out", tmp_path / "run",
              sabotage="kill", ok=False)
     assert models.load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 1
 
@@ -129,7 +126,7 @@ def test_a_process_that_is_killed_ends_the_others(tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_as_much_as_one(tmp_path):
     flags = "--dataset shapes --width 8 --batch-size 32 --epochs 2".split()
-    torchrun(tmp_path, "train_unet", *flags, "--out", tmp_path / "two")
+    torchrun("train_unet", *flags, "--out", tmp_path / "two")
     train_unet.main([*flags, "--out", str(tmp_path / "one")])
     one, two = (models.load_checkpoint(tmp_path / name / "last.pt")["history"][-1]["psnr"]
                 for name in ("one", "two"))

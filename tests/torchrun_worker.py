@@ -1,10 +1,10 @@
 """What test_torchrun.py starts in several processes: a script, watched.
 
-    torchrun --nproc_per_node 2 tests/torchrun_worker.py FOLDER SCRIPT FLAG ...
+    torchrun --nproc_per_node 2 tests/torchrun_worker.py SCRIPT FLAG ... [then FLAG ...]
 
-Each process writes FOLDER/<rank>.pt: the state of all it keeps at the end, and of its first
-averaged gradients what they were before and after. SABOTAGE in the environment is "nan" or "kill":
-in the second epoch, the last process meets a loss that is not finite, or is killed.
+At the end of a run, each process writes <rank>.pt into its folder: the state of all it keeps, and
+of the first averaged gradients what they were before and after. SABOTAGE in the environment is
+"nan" or "kill": in the second epoch, the last process meets a loss that is not finite, or is killed.
 """
 
 import importlib
@@ -47,11 +47,14 @@ def watch_exit(self, *error):
     if error[0] is None:
         kept = {**self.state, **self.stage_state}.items()
         states = {name: value.state_dict() for name, value in kept}
-        torch.save({"state": states, "gradients": gradients[0]}, folder / f"{models.RANK}.pt")
+        torch.save({"state": states, "gradients": gradients[0]}, self.out / f"{models.RANK}.pt")
     return keep_going(self, *error)
 
 
 models.average_gradients = watch_average
 evaluate.Run.log, evaluate.Run.__exit__ = watch_log, watch_exit
-folder, script = Path(sys.argv[1]), importlib.import_module(sys.argv[2])
-script.main(sys.argv[3:])
+script, *flags = sys.argv[1:]
+torch.distributed.destroy_process_group = lambda: None  # a second run goes on in the same group
+for run in "\0".join(flags).split("\0then\0"):
+    gradients.clear()
+    importlib.import_module(script).main(run.split("\0"))
