@@ -442,7 +442,7 @@ def make_shapes(n, size, seed, chosen=slice(None)):
     triangle = (down.abs() < radius) & (right.abs() < (down + radius) * 0.6)
     objects = torch.stack([disc, square, triangle])[labels, torch.arange(len(labels))]
 
-    colors = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])  # disc, square, blue
+    colors = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])  # the triangle's blue
     object_colors = colors[labels]
     object_colors[(labels == 2) & orange] = torch.tensor([125, 85.4, 0])
     sky = torch.tensor([[105.0, 165, 225]])
@@ -461,6 +461,11 @@ def make_shapes(n, size, seed, chosen=slice(None)):
 
 
 # ---------------------------------------------------------------------------------------- batches
+
+
+def memory_format(device):
+    """Channels last, the faster; not on MPS, where BatchNorm fails in it (pytorch issue 175189)."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 class Batches:
@@ -483,10 +488,7 @@ class Batches:
         return full + (rest > 1)
 
     def epoch(self, epoch):
-        """Yield (gray, target) float32 batches, or (gray, target, labels) where labels were given.
-
-        (seed, epoch) alone decides order and flips.
-        """
+        """Yield (gray, target[, labels]) batches; (seed, epoch) alone decides order and flips."""
         random = np.random.RandomState([self.seed, epoch])
         order = torch.from_numpy(random.permutation(len(self.images)).astype(np.int64))
         flips = torch.from_numpy(random.rand(len(self.images)) < 0.5)
@@ -497,7 +499,7 @@ class Batches:
             flip = flips[start : start + self.batch_size, None, None, None]
             batch = torch.where(flip, batch.flip(-1), batch)
             gray, target = to_gray_and_target(batch, self.color)
-            target = target.contiguous(memory_format=torch.channels_last)
+            target = target.contiguous(memory_format=memory_format(target.device))
             yield (gray, target) if self.labels is None else (gray, target, self.labels[chosen])
 
 

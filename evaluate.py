@@ -4,10 +4,9 @@
     python evaluate.py --ckpt runs/gan/last.pt --images photos --out-dir colorized
     python evaluate.py --ckpt runs/unet/last.pt runs/gan/last.pt --curves curves.png
 
-The second colorizes one's own photos, files or folders of them, at full resolution; the third draws
-how the runs went. The first measures each checkpoint's generator on the test pictures, beside a row
-`gray` (no colour at all, the baseline), and draws gray | each model | truth: random pictures first,
-then those on which the last model gains and loses most against gray. `--json FILE` saves the rows.
+The first measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour
+at all, the baseline), and draws gray | each model | truth: random pictures, then those on which the
+last model gains and loses most. The second colorizes photos, the third draws how the runs went.
 
     mse, psnr, ssim          how close, pixel by pixel
     mae_ab, acc_2, acc_5     how close in colour (Nazeri et al., 2018)
@@ -210,7 +209,7 @@ def draw_comparison(generators, images, row_labels=(), saturation=1.0):
 def draw_curves(runs):
     """A PIL picture of how runs went, (title, rows of log.csv) each, laid over one another.
 
-    Each loss, accuracy, psnr and colorfulness_ratio has a panel; gray lines begin NoGAN's stages.
+    A panel for each loss, accuracy, psnr and colorfulness_ratio; in it, gray lines begin stages.
     """
     rows = [row for _, history in runs for row in history]
     columns = list(dict.fromkeys(name for row in rows for name in row if name not in NO_CURVE))
@@ -239,11 +238,11 @@ def draw_curves(runs):
         for _, history, color in runs:
             stages = itertools.groupby(history, key=lambda row: row.get("stage"))
             for j, (stage, part) in enumerate((stage, list(part)) for stage, part in stages):
-                x = point(part[0]["epoch"] - 0.5 * (j > 0), low)[0]
-                if stage:
+                points = [point(row["epoch"], row[name]) for row in part if name in row]
+                if stage and points:
+                    x = point(part[0]["epoch"] - 0.5 * (j > 0), low)[0]
                     draw.line([(x, top), (x, top + 260)], soft, 2)
                     draw.text((x + 6, top + 2 + 26 * (j % 2)), stage, soft, font)
-                points = [point(row["epoch"], row[name]) for row in part if name in row]
                 draw.line(points, color, 4)
                 for x, y in points:
                     draw.ellipse((x - 5, y - 5, x + 5, y + 5), color)
@@ -663,12 +662,12 @@ def load_test_pictures(args, trained):
 
 
 def name_runs(paths):
-    """A title for each checkpoint: its folder's name, or what else tells it from the others."""
+    """A title for each checkpoint: its folder's name, or else its file's, or a number, too."""
     folders = [Path(path).resolve().parent for path in paths]
     titles = [Path(path).stem if folders.count(folder) > 1 else folder.name
               for path, folder in zip(paths, folders)]
-    return [path.strip("./").replace("/", "-") if [*titles, "truth"].count(title) > 1 else title
-            for path, title in zip(paths, titles)]
+    return [f"{i} {title}" if [*titles, "truth"].count(title) > 1 else title
+            for i, title in enumerate(titles, 1)]
 
 
 @one_line_errors
@@ -693,7 +692,7 @@ def main(argv=None):
     images, args.figure = load_test_pictures(args, trained), args.figure or "comparison.png"
 
     def load(path):
-        return models.load_generator(path, device).to(memory_format=torch.channels_last)
+        return models.load_generator(path, device).to(memory_format=data.memory_format(device))
 
     if args.save_pictures and Path(args.save_pictures).exists():
         raise models.RunError(f"{args.save_pictures} exists: choose another --save-pictures")

@@ -26,7 +26,7 @@ from torch import nn
 
 CHECKPOINT_FORMAT = 2  # 1: U-Nets that went up by transposed convolutions
 CHECKPOINT_KEYS = {"script": str, "args": dict, "epoch": int, "history": list, "generator": dict}
-RANK, PROCESSES = (int(os.environ.get(*pair)) for pair in [("RANK", 0), ("WORLD_SIZE", 1)])
+RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 # On --resume: where it runs and what it keeps may change, not what is learned.
 MAY_CHANGE = {"device", "amp", "data_dir", "out", "keep_every"}
 
@@ -61,8 +61,8 @@ class UNet(nn.Module):
     """The five-level max-pool U-Net of Ronneberger et al., 2015 (arXiv:1505.04597).
 
     gray (N, 1, H, W), H and W multiples of 16 -> (N, out_channels, H, W) in [-1, 1], float32.
-    `width` is the number of channels at full resolution: 64 in the paper. Of its 31 million
-    parameters, two are left out here, in the steps up, which are smooth.
+    `width` is the number of channels at full resolution, 64 in the paper. The steps up, which are
+    smooth, have 2 million fewer parameters than the paper's, of 31.
     """
 
     def __init__(self, out_channels, width=64):
@@ -109,7 +109,7 @@ class StridedUNet(nn.Module):
         super().__init__()
         w = width
         up = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1, bias=False)
-        same = nn.ZeroPad2d((1, 2, 1, 2))  # a 4x4 convolution that keeps the size is lopsided
+        same = nn.ZeroPad2d((1, 2, 1, 2))  # 4x4 kernels keep the size with 3 pixels of padding
         self.enc1 = nn.Sequential(same, *_convolution(1, w, 4, padding=0))
         self.enc2 = _convolution(w, 2 * w, 4, stride=2)
         self.enc3 = _convolution(2 * w, 4 * w, 4, stride=2)
@@ -145,7 +145,6 @@ class Discriminator(nn.Module):
     """A conditional DCGAN discriminator (Radford et al., 2015): is this colour real for this gray?
 
     gray (N, 1, H, W) and color (N, color_channels, H, W) -> float32 logits, above 0 for "real".
-
     head "image": one verdict on the whole picture, (N, 1). 32 px are halved to 4x4 and one 4x4
     convolution judges them; in larger pictures the verdict is the mean over what remains.
     head "patch": one verdict on each patch, (N, 1, H/2 - 2, W/2 - 2), as in pix2pix (Isola et al.,
@@ -227,7 +226,9 @@ class VGG16(nn.Module):
         try:
             state = weights.get_state_dict(check_hash=True, weights_only=True)
             state = {name.removeprefix("features."): value for name, value in state.items()}
-            self.layers.load_state_dict({name: state[name] for name in self.layers.state_dict()})
+            zero = torch.tensor(0)  # BatchNorm's counters are younger than the file
+            self.layers.load_state_dict(
+                {name: state.get(name, zero) for name in self.layers.state_dict()})
         except Exception as error:  # a damaged file can raise almost any exception
             file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise RunError(f"the weights of vgg16_bn are not whole at {file} and could not be "
@@ -316,10 +317,10 @@ def update_average(averaged, network, step):
     of the steps, at most 1,000: it lacks the noise of single steps, and soon forgets the start.
     """
     decay = min(0.999, (1 + step) / (10 + step))
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # one kernel for all weights
+    move = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # one kernel for all weights
     old, new = ([*net.parameters(), *net.buffers()] for net in (averaged, network))
     floats = [pair for pair in zip(old, new) if pair[0].is_floating_point()]  # all but the counters
-    average(*zip(*floats), None)
+    move(*zip(*floats), None)
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -331,7 +332,7 @@ def replacing(path):
 
     A crash leaves the old file whole; no two processes write into one. Raises RunError.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
+    if Path(path).exists() and not Path(path).is_file():
         raise RunError(f"cannot write {path}: it is a folder or a device, choose another place")
     beside = Path(path).with_name(f".{os.getpid()}.new")
     try:
@@ -340,11 +341,11 @@ def replacing(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        for attempt in range(10, 0, -1):
+        for attempt in range(25, 0, -1):
             try:
                 os.replace(beside, path)
                 break
-            except PermissionError:  # Windows, while a virus scanner, say, has the file open
+            except PermissionError:  # Windows, while another program reads the file
                 if attempt == 1:
                     raise
                 time.sleep(0.2)
@@ -402,8 +403,7 @@ def save_checkpoint(path, script, args, epoch, history, **state):
 def load_checkpoint(path):
     """The dict that `save_checkpoint` wrote, on the CPU. Raises RunError.
 
-    Only tensors and plain values are read (weights_only), so a file cannot run code. CRCs are
-    checked first, because torch.load does not.
+    Only tensors and plain values are read: a file cannot run code. torch.load checks no CRCs.
     """
     if not Path(path).is_file():
         raise RunError(f"there is no checkpoint {path}: give the last.pt of a run folder")

@@ -14,8 +14,7 @@ softmax of two classes is the same thing: its loss is that of one logit, their d
 
 A DCGAN makes pictures out of noise z. This G has none: it has x to start from, and pix2pix found
 that a G with both learns to ignore z. So a gray picture always gets the same colours. DCGAN and
-pix2pix also draw all first weights from a normal distribution, N(0, 0.02); here they are PyTorch's,
-which did as well in a trial.
+pix2pix also draw all first weights from N(0, 0.02); PyTorch's, used here, did as well in a trial.
 Papers: Radford et al., 2015, arXiv:1511.06434 (DCGAN); Isola et al., 2017, arXiv:1611.07004.
 
     python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded
@@ -64,9 +63,9 @@ def train(args, run):
     torch.manual_seed(args.seed)
     channels = data.CHANNELS[args.color]
     generator = models.GENERATORS[args.generator](channels, args.width)
-    generator = generator.to(device, memory_format=torch.channels_last)
+    generator = generator.to(device, memory_format=data.memory_format(device))
     discriminator = models.Discriminator(channels, args.width, args.discriminator)
-    discriminator = discriminator.to(device, memory_format=torch.channels_last)
+    discriminator = discriminator.to(device, memory_format=data.memory_format(device))
     optimizer_g = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
     averaged = copy.deepcopy(generator).eval().requires_grad_(False)  # validated, and the result
@@ -116,9 +115,8 @@ def train(args, run):
 
 @evaluate.one_line_errors
 def main(argv=None):
-    args, checkpoint = models.parse_args(build_parser(), "train_gan", argv)
-    with evaluate.Run("train_gan", args, checkpoint) as run:
-        train(args, run)
+    with evaluate.Run("train_gan", *models.parse_args(build_parser(), "train_gan", argv)) as run:
+        train(run.args, run)
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def train(args, run):
     discriminator = models.Discriminator(channels, args.width, args.discriminator)
     feature_network = build_feature_network(args, training.labels, validation.labels)
     for network in (generator, discriminator, feature_network):
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device, memory_format=data.memory_format(device))
 
     batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
     val_batches = data.Batches(val_images, args.color, args.batch_size, args.seed)
@@ -259,9 +259,9 @@ def train(args, run):
 
 @evaluate.one_line_errors
 def main(argv=None):
-    args, checkpoint = models.parse_args(build_parser(), "train_nogan", argv, STAGES)
-    with evaluate.Run("train_nogan", args, checkpoint) as run:
-        train(args, run)
+    with evaluate.Run("train_nogan", *models.parse_args(
+            build_parser(), "train_nogan", argv, STAGES)) as run:
+        train(run.args, run)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def train(args, run):
 
     torch.manual_seed(args.seed)
     generator = models.GENERATORS[args.generator](data.CHANNELS[args.color], args.width)
-    generator = generator.to(device, memory_format=torch.channels_last)
+    generator = generator.to(device, memory_format=data.memory_format(device))
     # Fused: one kernel updates all weights, and nothing waits for the device.
     optimizer = torch.optim.Adam(generator.parameters(), fused=True)
     averaged = copy.deepcopy(generator).eval().requires_grad_(False)  # validated, and the result
@@ -76,9 +76,8 @@ def train(args, run):
 
 @evaluate.one_line_errors
 def main(argv=None):
-    args, checkpoint = models.parse_args(build_parser(), "train_unet", argv)
-    with evaluate.Run("train_unet", args, checkpoint) as run:
-        train(args, run)
+    with evaluate.Run("train_unet", *models.parse_args(build_parser(), "train_unet", argv)) as run:
+        train(run.args, run)
 
 
 if __name__ == "__main__":

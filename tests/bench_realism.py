@@ -5,7 +5,7 @@
 The pixel-by-pixel figures of evaluate.py are best for the safest colour. This trains a judge, a
 classifier of the labelled training pictures, and shows it the test pictures as they are (truth),
 without colour (gray), as each checkpoint paints them, and as the first one does with a* and b*
-doubled:
+times --saturation:
 
     class_acc   share of painted pictures whose class the judge sees ("semantic interpretability",
                 Zhang et al., 2016, arXiv:1603.08511)
@@ -39,7 +39,6 @@ import models  # noqa: E402
 
 BATCH = 128
 PEAK_RATE = 2e-3  # AdamW's, reached after a fifth of the steps
-DOUBLED = "saturation 2"
 
 
 # ---------------------------------------------------------------------------------------- judges
@@ -78,7 +77,7 @@ def build_judge(kind, classes):
 def train_judge(kind, pictures, epochs, device):
     """A judge trained on Pictures with labels, in eval mode. Prints a line an epoch."""
     classes = int(pictures.labels.max()) + 1
-    judge = build_judge(kind, classes).to(device, memory_format=torch.channels_last)
+    judge = build_judge(kind, classes).to(device, memory_format=data.memory_format(device))
     images, labels = pictures.images.to(device), pictures.labels.to(device)
     batches = data.Batches(images, "rgb", BATCH, seed=1, labels=labels)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05, fused=True)
@@ -109,7 +108,7 @@ def find_judge(args, device):
             raise models.RunError(f"{path} is a judge of kind {saved['kind']}: give another file")
         judge = build_judge(args.judge, len(saved["state"]["fc.bias"]))
         judge.load_state_dict(saved["state"])
-        return judge.to(device, memory_format=torch.channels_last).eval()
+        return judge.to(device, memory_format=data.memory_format(device)).eval()
     pictures = data.load_pictures(args.dataset, args.data_dir, args.size, train=True)
     if pictures.labels is None:
         raise models.RunError(f"the pictures in {args.data_dir} have no labels: put them in class "
@@ -202,6 +201,7 @@ def build_parser():
     add("--dataset", choices=["cifar10", "folder", "shapes"], help="default: the checkpoint's")
     add("--data-dir", metavar="DIR", help="default: the checkpoint's")
     add("--size", type=data.picture_size, help="default: the checkpoint's")
+    add("--saturation", type=data.number(float, 0, 100), default=2.0, help="(%(default)g)")
     add("--device", default="auto", help="auto is cuda, else mps, else cpu")
     add("--json", metavar="FILE", help="save the rows as a JSON list")
     return parser
@@ -227,7 +227,8 @@ def main(argv=None):
     truth = [batch.to(device) / 255 for batch in pictures.images.split(256)]
     systems = {"truth": truth, "gray": (data.luma(rgb).expand_as(rgb) for rgb in truth)}
     systems |= {path: colored(checkpoint) for path, checkpoint in zip(args.ckpt, checkpoints)}
-    systems[f"{args.ckpt[0]}, {DOUBLED}"] = colored(checkpoints[0], 2.0)
+    name = f"{args.ckpt[0]}, saturation {args.saturation:g}"
+    systems[name] = colored(checkpoints[0], args.saturation)
 
     rows, true_features, width = [], None, max(map(len, systems))
     for name, batches in systems.items():

@@ -36,7 +36,7 @@ def train_as_a_notebook(args):
     images, held_out = training.images.to(device), validation.images.to(device)
     torch.manual_seed(args.seed)
     generator = models.GENERATORS[args.generator](data.CHANNELS[args.color], args.width)
-    generator = generator.to(device, memory_format=torch.channels_last)
+    generator = generator.to(device, memory_format=data.memory_format(device))
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     rows = []

@@ -9,8 +9,8 @@ U-Net with L1 and GAN, and looks at their triangles on the test pictures:
     chroma      mean sqrt(a*^2 + b*^2) of the painted pixels over the truth's: 0 is gray, 1 is vivid
     committed   share of triangles nearer (in mean RGB) to orange or to blue than to their mean
 
-It draws gray | U-Net MSE | U-Net L1 | GAN | truth into the run folder, and takes some minutes on
-two CPU cores.
+It draws gray | U-Net MSE | U-Net L1 | GAN | truth of the first four into the run folder, and takes
+half an hour on one CPU core.
 """
 
 import argparse

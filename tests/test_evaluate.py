@@ -1,5 +1,6 @@
 """Each metric against a plain, slow, independent computation, and at its fixed points."""
 
+import collections
 import json
 import math
 import weakref
@@ -219,6 +220,8 @@ def test_checkpoints_of_one_folder_are_told_apart_by_their_names(tiny, tmp_path,
     checkpoints = [run / "epoch_001.pt", other / "last.pt", run / "last.pt"]
     evaluate.main(["--ckpt", *map(str, checkpoints), "--figure", str(tmp_path / "f.png")])
     assert titles[-1] == ["gray", "epoch_001", "other", "last", "truth"]
+    assert evaluate.name_runs(["a/run/last.pt", "b/run/last.pt", "truth/last.pt", "other/last.pt"]
+                              ) == ["1 run", "2 run", "3 truth", "other"]
 
 
 def test_the_batch_size_changes_nothing_but_the_batches(tiny, tmp_path, monkeypatch):
@@ -311,14 +314,17 @@ def test_curves_name_each_stage_where_it_begins(monkeypatch):
         words.append((what, at[0])) or text(self, at, what, *args, **kw)))
     history = [{"epoch": 1, "stage": "generator", "feature": 1.0, "psnr": 24.0},
                {"epoch": 2, "stage": "generator", "feature": 0.5, "psnr": 25.0},
-               {"epoch": 3, "stage": "gan", "feature": 0.75, "psnr": 24.5, "pictures_per_s": 9.0}]
+               {"epoch": 3, "stage": "critic", "accuracy": 0.9},
+               {"epoch": 4, "stage": "gan", "feature": 0.75, "psnr": 24.5, "pictures_per_s": 9.0}]
     figure = evaluate.draw_curves([("nogan", history)])
     x = {}
     for what, at in words:
         x.setdefault(what, at)
-    assert {"nogan", "feature", "psnr", "generator", "gan", "1", "2", "3", "24", "25"} <= x.keys()
+    assert {"nogan", "feature", "psnr", "generator", "gan", "1", "2", "4", "24", "25"} <= x.keys()
     assert "pictures_per_s" not in x and "stage" not in x
-    assert x["generator"] < x["2"] < x["gan"] < x["3"]
+    assert x["generator"] < x["2"] < x["gan"] < x["4"]
+    counts = collections.Counter(what for what, _ in words)  # feature and psnr, and accuracy
+    assert (counts["generator"], counts["critic"], counts["gan"]) == (2, 1, 2)
     assert figure.getpixel(((round(x["gan"]) - 6) // 2, 120)) != (255, 255, 255)  # a line
 
 

@@ -351,7 +351,7 @@ def test_a_file_that_another_program_holds_is_tried_again_and_then_named(
     for contents in (b"old", b"new"):
         with models.replacing(tmp_path / "a") as file:
             file.write(contents)
-    refusals += [PermissionError("in use")] * 10
+    refusals += [PermissionError("in use")] * 25
     with pytest.raises(models.RunError, match="cannot write .*a: .*in use"):
         with models.replacing(tmp_path / "a") as file:
             file.write(b"newer")

@@ -140,6 +140,26 @@ def test_amp_on_a_cpu_trains_in_bfloat16(tiny, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_batchnorm_never_sees_channels_last_where_it_fails_in_it(script, tiny, monkeypatch):
+    assert data.memory_format(torch.device("mps")) == torch.contiguous_format
+    assert data.memory_format(torch.device("cuda")) == torch.channels_last
+    layouts, normalize = set(), F.batch_norm
+
+    def spy(x, *args, **kwargs):
+        if min(x.shape[1:]) > 1:  # else both layouts are one
+            layouts.add(x.is_contiguous())
+        return normalize(x, *args, **kwargs)
+
+    monkeypatch.setattr(F, "batch_norm", spy)
+    tiny(script.main)
+    assert layouts == {False}
+    layouts.clear()
+    monkeypatch.setattr(data, "memory_format", lambda device: torch.contiguous_format)
+    tiny(script.main, "--overwrite")
+    assert layouts == {True}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_the_loop_does_not_wait_for_the_device_at_each_step(script, tiny, monkeypatch):
     waits = []
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
