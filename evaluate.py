@@ -6,7 +6,8 @@
 
 The first measures each checkpoint's generator on the test pictures, beside a row `gray` (no colour
 at all, the baseline), and draws gray | each model | truth: random pictures, then those on which the
-last model gains and loses most. The second colorizes photos, the third draws how the runs went.
+last model gains and loses most against gray; `--json FILE` saves the rows. The second colorizes
+photos, files or folders, at full resolution; the third draws how the runs went.
 
     mse, psnr, ssim          how close, pixel by pixel
     mae_ab, acc_2, acc_5     how close in colour (Nazeri et al., 2018)

@@ -61,8 +61,8 @@ class UNet(nn.Module):
     """The five-level max-pool U-Net of Ronneberger et al., 2015 (arXiv:1505.04597).
 
     gray (N, 1, H, W), H and W multiples of 16 -> (N, out_channels, H, W) in [-1, 1], float32.
-    `width` is the number of channels at full resolution, 64 in the paper. The steps up, which are
-    smooth, have 2 million fewer parameters than the paper's, of 31.
+    `width` is the number of channels at full resolution, 64 in the paper. That makes 29 million
+    parameters: the steps up, which are smooth, have two million fewer than the paper's.
     """
 
     def __init__(self, out_channels, width=64):
@@ -403,7 +403,7 @@ def save_checkpoint(path, script, args, epoch, history, **state):
 def load_checkpoint(path):
     """The dict that `save_checkpoint` wrote, on the CPU. Raises RunError.
 
-    Only tensors and plain values are read: a file cannot run code. torch.load checks no CRCs.
+    Only tensors and plain values are read: no code can run. CRCs are checked; torch.load does not.
     """
     if not Path(path).is_file():
         raise RunError(f"there is no checkpoint {path}: give the last.pt of a run folder")

@@ -1,4 +1,4 @@
-"""The trained network that comes along, .github/colorizer.pt, and tests/shrink.py, which made it."""
+"""The trained network that comes along, .github/colorizer.pt, and tests/shrink.py, its maker."""
 
 import json
 from pathlib import Path

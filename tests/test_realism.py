@@ -54,10 +54,11 @@ def test_a_judge_learns_its_classes_and_is_kept(kind, epochs, tiny, tmp_path, ca
     run = tiny(train_unet.main)
     judge, file = tmp_path / "judge.pt", tmp_path / "rows.json"
     command = ["--ckpt", run / "last.pt", "--judge", kind, "--judge-file", judge, "--json", file]
-    command = [str(word) for word in command] + ["--judge-epochs", epochs]
+    command = [str(word) for word in command] + ["--judge-epochs", epochs, "--saturation", "3"]
     rows = bench_realism.main(command)
     names = [row["name"] for row in rows]
-    assert names == ["truth", "gray", str(run / "last.pt"), f"{run / 'last.pt'}, saturation 2"]
+    assert names == ["truth", "gray", str(run / "last.pt"), f"{run / 'last.pt'}, saturation 3"]
+    assert rows[2]["frechet"] != rows[3]["frechet"]
     assert rows[0]["frechet"] < 1e-6 and rows[1]["frechet"] > 1
     assert rows[0]["grid_2"] == pytest.approx(1, abs=0.2) and rows[1]["grid_2"] is None
     if kind == "small":  # a third would be chance

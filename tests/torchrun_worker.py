@@ -3,8 +3,8 @@
     torchrun --nproc_per_node 2 tests/torchrun_worker.py SCRIPT FLAG ... [then FLAG ...]
 
 At the end of a run, each process writes <rank>.pt into its folder: the state of all it keeps, and
-of the first averaged gradients what they were before and after. SABOTAGE in the environment is
-"nan" or "kill": in the second epoch, the last process meets a loss that is not finite, or is killed.
+of the first averaged gradients what they were before and after. SABOTAGE in the environment, "nan"
+or "kill": in the second epoch, the last process meets a loss that is not finite, or is killed.
 """
 
 import importlib
