@@ -650,8 +650,8 @@ def build_parser():
 
 def load_test_pictures(args, trained):
     """The test pictures that the flags name, or those of `trained`, each checkpoint's own flags."""
-    first = trained[0]
-    dataset = args.dataset or first["dataset"]
+    trained = [flags | {"data_dir": os.path.abspath(flags["data_dir"])} for flags in trained]
+    first, dataset = trained[0], args.dataset or trained[0]["dataset"]
     for name in ("dataset", "size", "data_dir")[: 3 if dataset == "folder" else 2]:
         for path, flags in zip(args.ckpt, trained):
             if getattr(args, name) is None and flags[name] != first[name]:

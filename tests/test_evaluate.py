@@ -385,3 +385,20 @@ def test_a_title_of_any_letters_and_lines_is_drawn():
     assert evaluate.draw_curves([("two\nlines", [row]), ("", [row])]).size == (960, 240)
     pictures = torch.zeros(2, 3, 32, 32)
     assert evaluate.draw_figure([("two\nlines" * 9, pictures)]).size == (104, 222)
+
+
+def test_one_folder_of_pictures_may_be_named_in_two_ways(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(20):
+        for side in ("train", "test"):
+            (tmp_path / "a" / side).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((32, 32, 3), (i, 9 * i, 40), np.uint8)).save(
+                tmp_path / "a" / side / f"{i}.png")
+    run = tiny(train_unet.main, "--dataset", "folder", "--data-dir", "a")
+    checkpoint = models.load_checkpoint(run / "last.pt")
+    checkpoint["args"]["data_dir"] = "a"  # as in a checkpoint that is to be given away
+    torch.save(checkpoint, run / "relative.pt")
+    paths = [str(run / name) for name in ("last.pt", "relative.pt")]
+    evaluate.main(["--ckpt", *paths, "--json", "rows.json"])
+    _, one, two = json.loads((tmp_path / "rows.json").read_text())
+    assert one["mse"] == two["mse"]
