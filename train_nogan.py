@@ -12,10 +12,9 @@ anything yet. NoGAN first trains each by itself, as far as that goes, and needs 
 
 x is the gray picture, y its colours, |.| a mean, s = 0.9 one-sided label smoothing and c
 --feature-weight, large: (3) is to add colour and keep the rest. F compares what a network sees in
-both pictures, beside their bytes (Johnson et al., "Perceptual Losses", 2016, arXiv:1603.08155).
-With --features vgg16_bn, phi is torchvision's network for ImageNet, with the layers and weights w_i
-of DeOldify, and (0) is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify. He
-calls D the critic, as --critic-epochs does; it is the discriminator of train_gan.py.
+both pictures, beside their bytes (Johnson et al., 2016, arXiv:1603.08155). With --features
+vgg16_bn, phi is torchvision's network for ImageNet, with DeOldify's layers and weights w_i, and (0)
+is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify. He calls D the critic.
 
     python train_nogan.py --generator-epochs 15 --gan-epochs 3                 # downloads CIFAR-10
     python train_nogan.py --dataset shapes --width 16 --out runs/nogan-shapes  # made-up pictures
@@ -33,6 +32,7 @@ import evaluate
 import models
 
 REAL_LABEL = 0.9  # s, D's target for real pictures: below 1, so that D never grows too sure
+D_RATE = 0.2  # D's learning rate over G's; at 1, D wins, and G paints blots into dark corners
 GOOD_CRITIC = 0.8  # the accuracy below which D has little to teach
 STAGES = ["classifier", "generator", "critic", "gan"]  # each has its flag, --<stage>-epochs
 
@@ -48,11 +48,11 @@ def build_parser():
     add("--gan-epochs", type=epochs, default=3, help="(3): both together (%(default)s)")
     add("--lr", type=data.number(float, 1e-8, 10), default=1e-3,
         help="learning rate in (0) and (1); it falls to 0 over each second half (%(default)s)")
-    add("--gan-lr", type=data.number(float, 1e-8, 10), default=2e-4,
-        help="learning rate in (2), constant, and of both networks in (3) (%(default)s)")
+    add("--gan-lr", type=data.number(float, 1e-8, 10), default=1e-3,
+        help="G's learning rate in (3), 5 times D's; in (2) D's is constant (%(default)s)")
     add("--features", choices=["classifier", "vgg16_bn"], default="classifier",
         help="phi: trained here on the pictures' labels, or ImageNet's, downloaded (%(default)s)")
-    add("--feature-weight", type=data.number(float, 0, 1e6), default=100.0,
+    add("--feature-weight", type=data.number(float, 0, 1e6), default=75.0,
         help="weight of the feature loss against the adversarial loss in (3) (%(default)s)")
     add("--discriminator", choices=["image", "patch"], default="image",
         help="judge the whole picture, or each 16x16 patch (%(default)s)")
@@ -150,7 +150,7 @@ def train_discriminator(args, run, batches, val_batches, generator, discriminato
     """(2) The discriminator alone, on pictures of the frozen generator."""
     for epoch in run.stage(args.critic_epochs, "critic", "alone, on what the frozen G paints"):
         for gray, target in batches.epoch(epoch):
-            optimizer.param_groups[0]["lr"] = args.gan_lr
+            optimizer.param_groups[0]["lr"] = D_RATE * args.gan_lr
             with autocast, torch.no_grad():
                 fake = generator(gray)  # raw, as in (3): neither clipped to the gamut nor rounded
             d_real, d_fake = discriminator_losses(discriminator, gray, target, fake, autocast)
@@ -176,8 +176,9 @@ def train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_
                            generator_in_training=generator, optimizer_g=optimizer_g):
         generator.train()
         for gray, target in batches.epoch(epoch):
-            for optimizer in (optimizer_g, optimizer_d):
-                optimizer.param_groups[0]["lr"] = models.learning_rate(args.gan_lr, run.progress)
+            rate = models.learning_rate(args.gan_lr, run.progress)
+            optimizer_g.param_groups[0]["lr"] = rate
+            optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
 

@@ -275,8 +275,9 @@ def test_the_gan_stage_trains_at_its_own_rate_with_fresh_moments(tiny, monkeypat
     tiny(train_nogan.main, "--lr", 0.01, "--gan-lr", 0.001)
     alone, falling = [1, 1, 1, 0.5], [0.01, 0.01, 0.01, 0.005]  # constant, then down to 0
     assert [rate for rate, _ in rates[:8]] == pytest.approx(falling * 2)
-    assert [rate for rate, _ in rates[8:12]] == pytest.approx([0.001] * 4)
-    assert [rate for rate, _ in rates[12::2]] == pytest.approx([0.001 * x for x in alone])
+    assert [rate for rate, _ in rates[8:12]] == pytest.approx([0.0002] * 4)
+    assert [rate for rate, _ in rates[12::2]] == pytest.approx([0.0002 * x for x in alone])
+    assert [rate for rate, _ in rates[13::2]] == pytest.approx([0.001 * x for x in alone])
     assert [count for _, count in rates[12::2]] == [5, 6, 7, 8]  # the critic goes on
     assert [count for _, count in rates[13::2]] == [1, 2, 3, 4]  # the generator starts anew
 
