@@ -83,7 +83,7 @@ def train(args, run):
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
 
             # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
-            # Real and fake are separate batches: BatchNorm must not normalize them together.
+            # Real and fake are separate batches: in one, BatchNorm ties each verdict to the others.
             discriminator.requires_grad_(True)
             with autocast:
                 real_logits = discriminator(gray, target)
