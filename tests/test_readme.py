@@ -28,7 +28,7 @@ def test_the_readme_is_short_and_its_pictures_are_small():
     assert len(README.splitlines()) <= 280
     shown = set(re.findall(r"\]\((\.github/\S+?)\)", README))
     pictures = {f".github/{path.name}" for path in (ROOT / ".github").iterdir()
-                if path.suffix in (".png", ".jpg", ".svg")}
+                if path.suffix in (".png", ".jpg", ".svg", ".webp")}
     assert shown == pictures
     assert sum((ROOT / path).stat().st_size for path in pictures) < 300_000
 
@@ -84,7 +84,7 @@ def test_the_figures_of_results_show_the_best_and_the_worst_of_each_class(
     monkeypatch.setattr(evaluate, "draw_figure", lambda columns, rows: drawn.setdefault(
         len(drawn), (columns, rows)) and Image.new("RGB", (8, 8)))
     bench_figures.main(shlex.split(f"--ckpt {run}/last.pt --names U-Net --out-dir {tmp_path}"))
-    assert {path.name for path in tmp_path.glob("*.png")} == {"results.png", "failures.png"}
+    assert {path.name for path in tmp_path.glob("*.webp")} == {"results.webp", "failures.webp"}
     test, labels = data.load_pictures("shapes", "", 32, train=False)
     truth, vivid = test / 255, evaluate.colorfulness(test / 255)
     output = torch.cat([rgb for rgb, _ in evaluate.colorize(
