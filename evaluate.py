@@ -383,7 +383,7 @@ class Run:
         return self.steps / self.stage_steps
 
     def log(self, **losses):
-        """Add up a step's losses on the device; now and then read them, print and check them."""
+        """Add up a step's losses; now and then, and after the last, read, print and check them."""
         self.sums = self.sums + torch.stack([loss.detach() for loss in losses.values()])
         self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
         if self.epoch_steps == len(self.batches):  # BatchNorm's statistics are each process's own

@@ -12,7 +12,7 @@ anything yet. NoGAN first trains each by itself, as far as that goes, and needs 
 
 x is the gray picture, y its colours, |.| a mean, s = 0.9 one-sided label smoothing and c
 --feature-weight, large: (3) is to add colour and keep the rest. F compares what a network sees in
-both pictures, beside their bytes (Johnson et al., 2016, arXiv:1603.08155). With --features
+both pictures, beside their colours (Johnson et al., 2016, arXiv:1603.08155). With --features
 vgg16_bn, phi is torchvision's network for ImageNet, with DeOldify's layers and weights w_i, and (0)
 is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify. He calls D the critic.
 

@@ -100,7 +100,7 @@ def train_judge(kind, pictures, epochs, device):
 
 
 def find_judge(args, device):
-    """The judge of --judge-file, or a new one, kept there: (judge, name of its file)."""
+    """The judge of --judge-file, or a new one, which is kept there."""
     path = Path(args.judge_file or f"runs/judge-{args.judge}.pt")
     if path.is_file():
         saved = torch.load(path, map_location=device, weights_only=True)
