@@ -78,7 +78,7 @@ def train(args, run):
         for gray, target in batches.epoch(epoch):
             rate = models.learning_rate(args.lr, run.progress)
             optimizer_g.param_groups[0]["lr"] = rate
-            # A wide D would win: Adam moves it further a step (Yang et al., 2022, arXiv:2203.03466).
+            # A wide D would win: Adam moves it further a step (Yang et al., 2022, arXiv:2203.03466)
             optimizer_d.param_groups[0]["lr"] = D_RATE * min(1, 32 / args.width) * rate
             with autocast:
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
