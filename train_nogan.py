@@ -32,7 +32,7 @@ import evaluate
 import models
 
 REAL_LABEL = 0.9  # s, D's target for real pictures: below 1, so that D never grows too sure
-D_RATE = 0.2  # D's learning rate over G's, to width 32; at 1, one G painted red blots into corners
+D_RATE = 0.2  # D's learning rate over G's up to width 32; at 1, one G painted red blots in corners
 GOOD_CRITIC = 0.8  # the accuracy below which D has little to teach
 STAGES = ["classifier", "generator", "critic", "gan"]  # each has its flag, --<stage>-epochs
 
