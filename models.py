@@ -147,7 +147,8 @@ class Discriminator(nn.Module):
     gray (N, 1, H, W) and color (N, color_channels, H, W) -> float32 logits, above 0 for "real".
     head "image": one verdict on the whole picture, (N, 1). 32 px are halved to 4x4 and one 4x4
     convolution judges them; in larger pictures the verdict is the mean over what remains.
-    head "patch": one on each 16x16 patch, (N, 1, H/2 - 2, W/2 - 2), as in pix2pix.
+    head "patch": one verdict on each patch, (N, 1, H/2 - 2, W/2 - 2), as in pix2pix (Isola et al.,
+    2017). A logit sees 16x16 pixels, a quarter of a CIFAR-10 picture's area.
     """
 
     def __init__(self, color_channels, width=64, head="image"):

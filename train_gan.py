@@ -33,7 +33,7 @@ import evaluate
 import models
 
 REAL_LABEL = 0.9  # s, D's target for real pictures: below 1, so that D never grows too sure
-D_RATE = 0.2  # D's learning rate over G's up to width 32; at 1, colours are vivid and further off
+D_RATE = 0.2  # D's learning rate over G's; at 1, colours are more vivid and further off
 
 
 def build_parser():
@@ -43,7 +43,7 @@ def build_parser():
     add("--epochs", type=data.number(int, 1, 100_000), default=20,
         help="passes over the training pictures (%(default)s)")
     add("--lr", type=data.number(float, 1e-8, 10), default=1e-3,
-        help="G's learning rate, 5 or more times D's; both to 0 over the second half (%(default)s)")
+        help="G's learning rate, 5 times D's; both fall to 0 over the second half (%(default)s)")
     add("--l1", type=data.number(float, 0, 1e6), default=100.0,
         help="weight of L1 against the adversarial loss (%(default)s)")
     add("--discriminator", choices=["image", "patch"], default="image",
@@ -78,8 +78,7 @@ def train(args, run):
         for gray, target in batches.epoch(epoch):
             rate = models.learning_rate(args.lr, run.progress)
             optimizer_g.param_groups[0]["lr"] = rate
-            # A wide D would win: Adam moves it further a step (Yang et al., 2022, arXiv:2203.03466)
-            optimizer_d.param_groups[0]["lr"] = D_RATE * min(1, 32 / args.width) * rate
+            optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
 

@@ -32,7 +32,7 @@ import evaluate
 import models
 
 REAL_LABEL = 0.9  # s, D's target for real pictures: below 1, so that D never grows too sure
-D_RATE = 0.2  # D's learning rate over G's up to width 32; at 1, one G painted red blots in corners
+D_RATE = 0.2  # D's learning rate over G's; at 1, one G painted red blots into dark corners
 GOOD_CRITIC = 0.8  # the accuracy below which D has little to teach
 STAGES = ["classifier", "generator", "critic", "gan"]  # each has its flag, --<stage>-epochs
 
@@ -49,7 +49,7 @@ def build_parser():
     add("--lr", type=data.number(float, 1e-8, 10), default=1e-3,
         help="learning rate in (0) and (1); it falls to 0 over each second half (%(default)s)")
     add("--gan-lr", type=data.number(float, 1e-8, 10), default=1e-3,
-        help="G's learning rate in (3), 5 or more times D's; in (2) D's is constant (%(default)s)")
+        help="G's learning rate in (3), 5 times D's; in (2) D's is constant (%(default)s)")
     add("--features", choices=["classifier", "vgg16_bn"], default="classifier",
         help="phi: trained here on the pictures' labels, or ImageNet's, downloaded (%(default)s)")
     add("--feature-weight", type=data.number(float, 0, 1e6), default=75.0,
@@ -150,7 +150,7 @@ def train_discriminator(args, run, batches, val_batches, generator, discriminato
     """(2) The discriminator alone, on pictures of the frozen generator."""
     for epoch in run.stage(args.critic_epochs, "critic", "alone, on what the frozen G paints"):
         for gray, target in batches.epoch(epoch):
-            optimizer.param_groups[0]["lr"] = D_RATE * min(1, 32 / args.width) * args.gan_lr
+            optimizer.param_groups[0]["lr"] = D_RATE * args.gan_lr
             with autocast, torch.no_grad():
                 fake = generator(gray)  # raw, as in (3): neither clipped to the gamut nor rounded
             d_real, d_fake = discriminator_losses(discriminator, gray, target, fake, autocast)
@@ -178,7 +178,7 @@ def train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_
         for gray, target in batches.epoch(epoch):
             rate = models.learning_rate(args.gan_lr, run.progress)
             optimizer_g.param_groups[0]["lr"] = rate
-            optimizer_d.param_groups[0]["lr"] = D_RATE * min(1, 32 / args.width) * rate
+            optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
                 fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
 

@@ -232,25 +232,6 @@ def test_a_flag_of_the_method_changes_what_is_learned(script, flag, low, high, t
     assert not all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("script", [train_gan, train_nogan])
-@pytest.mark.parametrize("width, share", [(32, 0.2), (64, 0.1)])
-def test_a_wide_discriminator_learns_more_slowly(script, width, share, tiny, monkeypatch):
-    rates, step = [], torch.optim.Adam.step
-
-    def spy(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args, **kwargs)
-
-    small = {"maxpool": lambda channels, width: models.UNet(channels, 4)}
-    judge, classify = models.Discriminator, models.Classifier
-    monkeypatch.setattr(models, "GENERATORS", small)  # only --width is large
-    monkeypatch.setattr(models, "Discriminator", lambda channels, width, head: judge(channels, 4))
-    monkeypatch.setattr(models, "Classifier", lambda classes, width: classify(classes, 4))
-    monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    tiny(script.main, "--width", width)
-    assert rates[-2] == pytest.approx(share * rates[-1]) and rates[-1] > 0  # D, then G
-
-
 def test_l1_keeps_the_generator_near_the_truth(tiny):
     errors = [float(log(tiny(train_gan.main, "--l1", l1, "--epochs", 8, out=f"{l1}"))[-1]["l1"])
               for l1 in (0, 100)]
