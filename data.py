@@ -434,25 +434,22 @@ def make_shapes(n, size, seed, chosen=slice(None)):
     labels = torch.from_numpy(random.randint(3, size=n).astype(np.int64))[chosen]
     orange = torch.from_numpy(random.randint(2, size=n).astype(bool))[chosen]
 
-    center_x, center_y = uniform(0.35, 0.65), uniform(0.35, 0.65)
+    right, down = x - uniform(0.35, 0.65), y - uniform(0.35, 0.65)  # from the object's centre
     radius = uniform(0.2, 0.3)
-    right, down = x - center_x, y - center_y  # from the object's centre, (n, size, size) together
     disc = right**2 + down**2 < radius**2
     square = torch.maximum(right.abs(), down.abs()) < 0.9 * radius
     triangle = (down.abs() < radius) & (right.abs() < (down + radius) * 0.6)
     objects = torch.stack([disc, square, triangle])[labels, torch.arange(len(labels))]
 
-    colors = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])  # the triangle's blue
-    object_colors = colors[labels]
-    object_colors[(labels == 2) & orange] = torch.tensor([125, 85.4, 0])
-    sky = torch.tensor([[105.0, 165, 225]])
-    ground = torch.tensor([[85.0, 150, 60]])
+    object_colors = torch.tensor([[215.0, 45, 60], [215, 190, 30], [50, 89.6, 175]])[labels]
+    object_colors[(labels == 2) & orange] = torch.tensor([125, 85.4, 0])  # the others are blue
 
     def layer(colors, lightness):  # (n or 1, 3) and (n, 1, 1) -> (n, 3, 1, 1)
         return colors[:, :, None, None] * lightness[:, None]
 
     horizon = uniform(0.35, 0.75)[:, None]
-    sky, ground = layer(sky, uniform(0.5, 1.1)), layer(ground, uniform(0.5, 1.5))
+    sky = layer(torch.tensor([[105.0, 165, 225]]), uniform(0.5, 1.1))
+    ground = layer(torch.tensor([[85.0, 150, 60]]), uniform(0.5, 1.5))
     images = torch.where(y < horizon, sky, ground)
     images = torch.where(objects[:, None], layer(object_colors, uniform(0.7, 1.2)), images)
     shade = 1 + uniform(-0.3, 0.3) * (x - 0.5)  # light falls from one side
@@ -584,14 +581,17 @@ def to_gray_and_target(images, color):
     return (lab[:, :1] / 50 - 1).clamp(-1, 1), lab[:, 1:] / 110
 
 
-def to_rgb(gray, output, color):
-    """RGB (N, 3, H, W) in [0, 1], float32, from a generator's input and its output.
+def keep_gray(gray, output, color):
+    """A generator's output (N, 3 or 2, H, W) with the gray that was given, not clipped.
 
-    The picture keeps the gray that was given: in rgb, R, G and B are raised by the same amount
-    until their luma is the input's, then clipped; in lab, L* is the input's.
+    rgb: R, G and B are raised by the same amount until their luma is the input's. lab: as it is.
     """
+    return output + (gray - luma(output)) if color == "rgb" else output
+
+
+def to_rgb(gray, output, color):
+    """float32 RGB (N, 3, H, W) of a generator's input, whose gray it has, and output; in [0, 1]."""
+    gray, output = gray.float(), output.float()
     if color == "rgb":
-        rgb = (output.float() + 1) / 2
-        return (rgb + (gray.float() + 1) / 2 - luma(rgb)).clamp(0, 1)
-    lightness = 50 * (gray.float() + 1)
-    return lab_to_rgb(torch.cat([lightness, 110 * output.float()], dim=1))
+        return ((keep_gray(gray, output, color) + 1) / 2).clamp(0, 1)
+    return lab_to_rgb(torch.cat([50 * (gray + 1), 110 * output], dim=1))

@@ -337,7 +337,6 @@ class Run:
                                   f"{args.resume} was trained on: restore them, or start a new run")
         dtype, name = models.amp_dtype(self.device, args.amp) or torch.float32, self.device.type
         name = torch.cuda.get_device_name(self.device) if name == "cuda" else name
-        goes_on = f", after epoch {self.done}" if self.done else ""
         batch = f"batch {args.batch_size}"
         if models.PROCESSES > 1:
             count, batch = count * models.PROCESSES, f"{batch} in {models.PROCESSES} processes"
@@ -346,7 +345,7 @@ class Run:
         print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, "
               f"{count:,} to train on, {len(validation):,} to validate, {dropped:,} gray ones "
               f"dropped; {batch}; {name}, {str(dtype).removeprefix('torch.')}; into {self.out}"
-              f"{goes_on}", flush=True)
+              + f", after epoch {self.done}" * bool(self.done), flush=True)
         if self.done >= epochs:
             print(f"all {epochs} epochs are done: raise their number to train on")
 
@@ -451,10 +450,10 @@ class Run:
             return
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
         args |= {"data_dir": os.path.abspath(self.args.data_dir), "processes": models.PROCESSES}
-        state = {**self.state, **self.stage_state, "stage": self.stage_name,
-                 "pictures": self.pictures}
-        save_as = functools.partial(models.save_checkpoint, script=self.script, args=args,
-                                    epoch=epoch, history=self.history, **state)
+        save_as = functools.partial(
+            models.save_checkpoint, script=self.script, args=args, epoch=epoch,
+            history=self.history, stage=self.stage_name, pictures=self.pictures,
+            **self.state, **self.stage_state)
         save_as(self.last)
         if not self.saved:
             self._remove_other_epochs(epoch)

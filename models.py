@@ -392,12 +392,11 @@ def save_checkpoint(path, script, args, epoch, history, **state):
     args: dict of plain values. history: the rows of the log, dicts. state: what else to keep;
     networks, optimizers and scalers by their state_dict. Raises RunError; the old file stays whole.
     """
-    contents = {"format": CHECKPOINT_FORMAT, "script": script, "args": args, "epoch": epoch,
-                "history": history}
+    content = dict(format=CHECKPOINT_FORMAT, script=script, args=args, epoch=epoch, history=history)
     for name, value in state.items():
-        contents[name] = value.state_dict() if hasattr(value, "state_dict") else value
+        content[name] = value.state_dict() if hasattr(value, "state_dict") else value
     with replacing(path) as file:
-        torch.save(contents, file)
+        torch.save(content, file)
 
 
 def load_checkpoint(path):

@@ -80,7 +80,8 @@ def train(args, run):
             optimizer_g.param_groups[0]["lr"] = rate
             optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
-                fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
+                output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
+                fake = data.keep_gray(gray, output, args.color)  # else D comes to judge luma alone
 
             # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
             # Real and fake are separate batches: in one, BatchNorm ties each verdict to the others.
@@ -100,7 +101,7 @@ def train(args, run):
             with autocast:
                 logits = discriminator(gray, fake)
             adversarial = bce(logits, torch.ones_like(logits))
-            l1 = F.l1_loss(fake, target)
+            l1 = F.l1_loss(output, target)
             optimizer_g.zero_grad()
             scaler.scale(adversarial + args.l1 * l1).backward()
             models.average_gradients(generator)

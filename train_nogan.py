@@ -77,7 +77,7 @@ def discriminator_losses(discriminator, gray, target, fake, autocast):
     """The two terms of (2). Real and fake are separate batches: BatchNorm must not mix them."""
     bce = F.binary_cross_entropy_with_logits
     with autocast:
-        real_logits, fake_logits = discriminator(gray, target), discriminator(gray, fake)
+        real_logits, fake_logits = discriminator(gray, target), discriminator(gray, fake.detach())
     return (bce(real_logits, torch.full_like(real_logits, REAL_LABEL)),
             bce(fake_logits, torch.zeros_like(fake_logits)))
 
@@ -91,14 +91,15 @@ def classifier_accuracy(classifier, images, labels):
 
 
 @torch.no_grad()
-def discriminator_accuracy(discriminator, generator, batches):
-    """Share of right verdicts on batches (gray, target) and what the generator paints from them.
+def discriminator_accuracy(discriminator, generator, batches, epoch):
+    """Share of right verdicts on an epoch of `batches` and what the generator paints from it.
 
     As in training, BatchNorm normalizes by the batch; a copy keeps it from learning from these.
     """
     discriminator, right, verdicts = copy.deepcopy(discriminator), 0, 0
-    for gray, target in batches:
-        real_logits, fake_logits = discriminator(gray, target), discriminator(gray, generator(gray))
+    for gray, target in batches.epoch(epoch):
+        fake = data.keep_gray(gray, generator(gray), batches.color)
+        real_logits, fake_logits = discriminator(gray, target), discriminator(gray, fake)
         right += (real_logits > 0).sum() + (fake_logits <= 0).sum()
         verdicts += 2 * real_logits.numel()
     return right.item() / verdicts
@@ -152,7 +153,7 @@ def train_discriminator(args, run, batches, val_batches, generator, discriminato
         for gray, target in batches.epoch(epoch):
             optimizer.param_groups[0]["lr"] = D_RATE * args.gan_lr
             with autocast, torch.no_grad():
-                fake = generator(gray)  # raw, as in (3): neither clipped to the gamut nor rounded
+                fake = data.keep_gray(gray, generator(gray), args.color)  # as in (3), not clipped
             d_real, d_fake = discriminator_losses(discriminator, gray, target, fake, autocast)
             optimizer.zero_grad()
             scaler.scale(d_real + d_fake).backward()
@@ -160,7 +161,7 @@ def train_discriminator(args, run, batches, val_batches, generator, discriminato
             scaler.step(optimizer)
             scaler.update()
             run.log(d_real=d_real, d_fake=d_fake)
-        accuracy = discriminator_accuracy(discriminator, generator, val_batches.epoch(epoch))
+        accuracy = discriminator_accuracy(discriminator, generator, val_batches, epoch)
         run.end_epoch(accuracy=accuracy)
         if run.first and run.progress == 1 and accuracy < GOOD_CRITIC:
             print(f"warning: the critic tells only {accuracy:.0%} of the pictures right and will "
@@ -180,12 +181,12 @@ def train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_
             optimizer_g.param_groups[0]["lr"] = rate
             optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
-                fake = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
+                output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
+                fake = data.keep_gray(gray, output, args.color)
 
             # Update D, as in (2).
             discriminator.requires_grad_(True)
-            seen = fake.detach()
-            d_real, d_fake = discriminator_losses(discriminator, gray, target, seen, autocast)
+            d_real, d_fake = discriminator_losses(discriminator, gray, target, fake, autocast)
             optimizer_d.zero_grad()
             scaler.scale(d_real + d_fake).backward()
             models.average_gradients(discriminator)
@@ -195,7 +196,7 @@ def train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_
             discriminator.requires_grad_(False)  # its gradients would be thrown away
             with autocast:
                 logits = discriminator(gray, fake)
-                feature = feature_loss(feature_network, gray, fake, target, args.color)
+                feature = feature_loss(feature_network, gray, output, target, args.color)
             adversarial = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
             optimizer_g.zero_grad()
             scaler.scale(adversarial + args.feature_weight * feature).backward()

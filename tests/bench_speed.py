@@ -103,12 +103,13 @@ def build_step(system, width, device, amp, layout, notebook):
         else:
             discriminator.requires_grad_(True)
             with autocast:
-                real, fake = discriminator(gray, target), discriminator(gray, output.detach())
+                shown = data.keep_gray(gray, output, "rgb")
+                real, fake = discriminator(gray, target), discriminator(gray, shown.detach())
             losses = [bce(real, torch.full_like(real, 0.9)), bce(fake, torch.zeros_like(fake))]
             update(optimizer_d, losses[0] + losses[1])
             discriminator.requires_grad_(False)
             with autocast:
-                logits = discriminator(gray, output)
+                logits = discriminator(gray, shown)
             losses += [bce(logits, torch.ones_like(logits)), F.l1_loss(output, target)]
             update(optimizer_g, losses[2] + 100 * losses[3])
         scaler.update()

@@ -86,10 +86,11 @@ def test_the_losses_of_all_methods_are_computed_on_the_device(color, generator, 
     gray, target = data.to_gray_and_target(pictures(), color)
     with autocast:
         output = generator(gray)
-        logits = discriminator(gray, output)
-    losses = train_nogan.discriminator_losses(discriminator, gray, target, output, autocast)
+        fake = data.keep_gray(gray, output, color)
+        logits = discriminator(gray, fake)
+    losses = train_nogan.discriminator_losses(discriminator, gray, target, fake, autocast)
     l1 = torch.nn.functional.l1_loss(output, target)
-    assert on_cuda(output, logits, l1, *losses)
+    assert on_cuda(output, fake, logits, l1, *losses)
     classifier = build(models.Classifier, 10, 4)
     for network in (classifier, vgg()):
         with autocast:

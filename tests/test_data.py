@@ -84,9 +84,13 @@ def test_a_picture_keeps_the_luma_that_was_given():
     assert rgb.min() >= 0 and rgb.max() <= 1
     inside = ((rgb > 0) & (rgb < 1)).all(dim=1, keepdim=True)
     assert 0.2 < inside.float().mean() < 0.9
-    r, g, b = rgb.split(1, dim=1)
-    luma = 0.299 * r + 0.587 * g + 0.114 * b
-    assert torch.allclose(luma[inside], (gray[inside] + 1) / 2, atol=1e-5)
+    not_clipped = data.keep_gray(gray, output, "rgb")
+    for picture, where in ((2 * rgb - 1, inside), (not_clipped, inside | True)):
+        r, g, b = picture.split(1, dim=1)
+        luma = 0.299 * r + 0.587 * g + 0.114 * b
+        assert torch.allclose(luma[where], gray[where], atol=1e-5)
+    ab = output[:, :2]
+    assert data.keep_gray(gray, ab, "lab") is ab  # it has no L*
     differences = rgb[:, 1:] - rgb[:, :1]  # the colours' differences are the output's
     expected = (output[:, 1:] - output[:, :1]) / 2
     assert torch.allclose(differences[inside.expand_as(differences)],

@@ -208,6 +208,21 @@ def test_the_discriminator_never_sees_real_and_generated_pictures_in_one_batch(t
     assert judged == [16] * 9 + [6] * 3  # real, generated, generated again for G
 
 
+@pytest.mark.parametrize("script", [train_gan, train_nogan])
+def test_the_discriminator_sees_painted_colors_with_the_luma_of_real_ones(
+    script, tiny, monkeypatch
+):
+    errors, forward = [], models.Discriminator.forward
+
+    def spy(self, gray, color):
+        errors.append((data.luma(color) - gray).abs().max().item())
+        return forward(self, gray, color)
+
+    monkeypatch.setattr(models.Discriminator, "forward", spy)
+    tiny(script.main)
+    assert len(errors) >= 12 and max(errors) < 1e-5
+
+
 def test_each_loss_of_the_gan_has_the_target_of_its_formula(tiny, monkeypatch):
     targets, cross_entropy = [], F.binary_cross_entropy_with_logits
 
