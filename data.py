@@ -582,15 +582,15 @@ def to_gray_and_target(images, color):
 
 
 def keep_gray(gray, output, color):
-    """A generator's output (N, 3 or 2, H, W) with the gray that was given, not clipped.
+    """A generator's output (N, 3 or 2, H, W) with the gray that was given; it may leave [-1, 1].
 
-    rgb: R, G and B are raised by the same amount until their luma is the input's. lab: as it is.
+    rgb: R, G and B are shifted alike until their luma is the input's. lab: as it is, without an L*.
     """
-    return output + (gray - luma(output)) if color == "rgb" else output
+    return output if color == "lab" else output + (gray - luma(output))
 
 
 def to_rgb(gray, output, color):
-    """float32 RGB (N, 3, H, W) of a generator's input, whose gray it has, and output; in [0, 1]."""
+    """Float32 RGB (N, 3, H, W) of a generator's input and output: that gray, clipped to [0, 1]."""
     gray, output = gray.float(), output.float()
     if color == "rgb":
         return ((keep_gray(gray, output, color) + 1) / 2).clamp(0, 1)

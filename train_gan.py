@@ -10,12 +10,12 @@ D learns what a pixel loss cannot say, that a brownish gray is a colour few thin
 near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits. s = 0.9 is
 one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is the plain objective.
 With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D that ends in a
-softmax of two classes is the same thing: its loss is that of one logit, their difference.
+softmax of two classes is the same thing: its loss is that of one logit, their difference. In RGB, D
+sees G(x) with the luma x, which y has exactly: a wide D came to judge by the difference alone.
 
-A DCGAN makes pictures out of noise z. This G has none: it has x to start from, and pix2pix found
-that a G with both learns to ignore z. So a gray picture always gets the same colours. DCGAN and
-pix2pix also draw all first weights from N(0, 0.02); PyTorch's, used here, did as well in a trial.
-Papers: Radford et al., 2015, arXiv:1511.06434 (DCGAN); Isola et al., 2017, arXiv:1611.07004.
+A DCGAN (Radford et al., 2015, arXiv:1511.06434) makes pictures out of noise z. This G has x, and
+pix2pix (Isola et al., 2017, arXiv:1611.07004) found that with both a G ignores z: a gray picture
+always gets the same colours. Both draw first weights from N(0, 0.02); PyTorch's did as well here.
 
     python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded
     python train_gan.py --color lab --discriminator patch --out runs/gan-lab
@@ -81,7 +81,7 @@ def train(args, run):
             optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
                 output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
-                fake = data.keep_gray(gray, output, args.color)  # else D comes to judge luma alone
+                fake = data.keep_gray(gray, output, args.color)  # else its luma gives it away
 
             # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
             # Real and fake are separate batches: in one, BatchNorm ties each verdict to the others.

@@ -74,7 +74,7 @@ def feature_loss(network, gray, output, target, color):
 
 
 def discriminator_losses(discriminator, gray, target, fake, autocast):
-    """The two terms of (2). Real and fake are separate batches: BatchNorm must not mix them."""
+    """The two terms of (2), for D alone. Real and fake are apart: BatchNorm must not mix them."""
     bce = F.binary_cross_entropy_with_logits
     with autocast:
         real_logits, fake_logits = discriminator(gray, target), discriminator(gray, fake.detach())
@@ -182,7 +182,7 @@ def train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_
             optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
                 output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
-                fake = data.keep_gray(gray, output, args.color)
+                fake = data.keep_gray(gray, output, args.color)  # for D, as in train_gan.py
 
             # Update D, as in (2).
             discriminator.requires_grad_(True)

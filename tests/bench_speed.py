@@ -103,7 +103,7 @@ def build_step(system, width, device, amp, layout, notebook):
         else:
             discriminator.requires_grad_(True)
             with autocast:
-                shown = data.keep_gray(gray, output, "rgb")
+                shown = output if notebook else data.keep_gray(gray, output, "rgb")
                 real, fake = discriminator(gray, target), discriminator(gray, shown.detach())
             losses = [bce(real, torch.full_like(real, 0.9)), bce(fake, torch.zeros_like(fake))]
             update(optimizer_d, losses[0] + losses[1])
