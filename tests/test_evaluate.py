@@ -376,7 +376,7 @@ def test_pictures_are_saved_under_equal_names(tiny, tmp_path, fails):
 
     assert torch.equal(read("truth"), test)
     painted, _ = next(evaluate.colorize(models.load_generator(run / "last.pt"), test, "rgb"))
-    assert torch.equal(read("run"), (255 * painted).round().byte())
+    assert (read("run") - 255 * painted).abs().max() < 0.51  # rounded, after a sum in another order
     assert f"{folder} exists: choose another" in fails(evaluate.main, command)
 
 
