@@ -590,7 +590,7 @@ def keep_gray(gray, output, color):
 
 
 def to_rgb(gray, output, color):
-    """Float32 RGB (N, 3, H, W) of a generator's input and output: that gray, clipped to [0, 1]."""
+    """Float32 RGB (N, 3, H, W) of a generator's output in its input's gray, clipped to [0, 1]."""
     gray, output = gray.float(), output.float()
     if color == "rgb":
         return ((keep_gray(gray, output, color) + 1) / 2).clamp(0, 1)

@@ -11,7 +11,7 @@ near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with 
 one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is the plain objective.
 With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D that ends in a
 softmax of two classes is the same thing: its loss is that of one logit, their difference. In RGB, D
-sees G(x) with the luma x, which y has exactly: a wide D came to judge by the difference alone.
+sees G(x) with the luma x, which y has exactly; a luma that is a little off would give it away.
 
 A DCGAN (Radford et al., 2015, arXiv:1511.06434) makes pictures out of noise z. This G has x, and
 pix2pix (Isola et al., 2017, arXiv:1611.07004) found that with both a G ignores z: a gray picture
@@ -81,7 +81,7 @@ def train(args, run):
             optimizer_d.param_groups[0]["lr"] = D_RATE * rate
             with autocast:
                 output = generator(gray)  # (B, 3 or 2, H, W) in [-1, 1]
-                fake = data.keep_gray(gray, output, args.color)  # else its luma gives it away
+                fake = data.keep_gray(gray, output, args.color)  # for D: with x's luma, as y
 
             # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
             # Real and fake are separate batches: in one, BatchNorm ties each verdict to the others.

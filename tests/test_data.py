@@ -687,8 +687,13 @@ def test_loading_needs_little_more_memory_than_its_pictures(tmp_path):
     (tmp_path / "test").mkdir()
     command = [sys.executable, "-c", PEAK, Path(data.__file__).parent, "--dataset", "folder",
                "--data-dir", tmp_path, "--size", 256, "--split", "hue"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 4  # of which the mean hue of some has a part that never grows
+
+    def peak():
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    # 1.6 is usual, and now and then the allocator takes 4; one copy of the pictures adds 1.8.
+    assert any(peak() < 3 for _ in range(5))
 
 
 def test_without_a_test_folder_a_tenth_is_held_out_by_name_and_said_so(tmp_path, capsys):
