@@ -9,4 +9,4 @@ def test_shapes_types_devices_and_waits_on_cuda_without_a_card():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout
-    assert "14 passed" in run.stdout
+    assert "11 passed" in run.stdout

@@ -106,7 +106,8 @@ def test_three_processes_are_resumed_bit_for_bit(script, tmp_path):
 
 @pytest.mark.parametrize("flags, sabotage, line", [
     pytest.param(["--lr", "0"], "", "argument --lr", marks=pytest.mark.slow),
-    (["--data-dir", "nowhere", "--dataset", "folder"], "", "there is no folder nowhere/train"),
+    pytest.param(["--data-dir", "nowhere", "--dataset", "folder"], "",
+                 "there is no folder nowhere/train", marks=pytest.mark.slow),
     pytest.param(["--batch-size", "3"], "", "less than two pictures for each of 2 processes",
                  marks=pytest.mark.slow),
     ([], "nan", "not finite in epoch 2"),
