@@ -84,7 +84,7 @@ def add_flags(parser):
         help="side of the pictures of --dataset folder or shapes, a multiple of 16 (%(default)s)")
     add("--color", choices=list(CHANNELS), default="rgb",
         help="rgb: from luma to RGB; lab: from L* to a*b* (%(default)s)")
-    add("--limit", type=number(int, 4, 10**9), metavar="N", help="train on N random pictures (all)")
+    add("--limit", type=number(int, 4, 10**9), metavar="N", help="draw N training pictures (all)")
     add("--val-fraction", type=number(float, 0.001, 0.9), default=0.1,
         help="share of the training pictures kept for validation (%(default)s)")
     add("--split", choices=["random", "hue"], default="random",
@@ -135,7 +135,7 @@ def load_training(args):
     images, labels = _pick(colored, torch.cat([training[: sizes[0]], validation]))
     labels = [None, None] if labels is None else labels.split(sizes)
     training, validation = map(Pictures, images.split(sizes), labels)
-    return training, validation, len(pictures.images) - n
+    return training, validation, over_processes(len(pictures.images) - n, "SUM")
 
 
 def in_batches(images, batch_size=None):
@@ -418,8 +418,8 @@ def make_shapes(n, size, seed, chosen=slice(None)):
 
     Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow: lightness varies, so
     the shape tells the colour and the gray level does not. A triangle (label 2) is orange or blue,
-    equally likely. The two have equal luma and equal L*, and their mean in RGB is gray: nothing in
-    the gray picture tells which one it was.
+    equally likely. The two have equal luma and almost equal L*, and their mean in RGB is gray:
+    nothing in the gray picture tells which one it was.
 
     Only the `chosen` ones of the n are painted. Returns images uint8 (n, 3, size, size), labels
     int64 (n,), and the objects' pixels, bool (n, size, size).

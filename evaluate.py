@@ -297,22 +297,22 @@ class Run:
         if args.batch_size < 2 * models.PROCESSES:
             raise models.RunError(f"--batch-size {args.batch_size} is less than two pictures for "
                                   f"each of {models.PROCESSES} processes: raise it")
-        self.first = models.RANK == 0  # which alone validates, draws and saves
+        self.is_first = models.RANK == 0  # which alone validates, draws and saves
         self.saved = args.resume and Path(args.resume).resolve() == self.last.resolve()
         kept = ("last.pt", "epoch_*.pt", "log.csv", "curves.png", "samples")
-        new = not (self.saved or args.overwrite) and self.first
+        new = not (self.saved or args.overwrite) and self.is_first
         if new and any(any(self.out.glob(name)) for name in kept):
             raise models.RunError(f"{self.out} holds a run: go on with --resume {self.last}, "
                                   "replace it with --overwrite, or choose another --out")
 
     def __enter__(self):
         self.new_folders = [path for path in (self.out, *self.out.parents) if not path.exists()]
-        self.lock = models.claim(self.out) if self.first else None
+        self.lock = models.claim(self.out) if self.is_first else None
         models.join_processes()
         return self
 
     def __exit__(self, kind, error, traceback):
-        if not self.first:
+        if not self.is_first:
             return
         os.close(self.lock)
         if not self.saved:
@@ -322,8 +322,7 @@ class Run:
         if kind and sys.stdout.isatty():
             print()  # below the progress line
         if kind in (KeyboardInterrupt, BrokenPipeError):
-            several = f"torchrun --nproc_per_node {models.PROCESSES}"
-            start = several if models.PROCESSES > 1 else "python"
+            start = "torchrun (as before)" if models.PROCESSES > 1 else "python"
             resume = f"go on with {start} {self.script}.py --resume {shlex.quote(str(self.last))}"
             print("interrupted:", resume if self.saved else "nothing is saved yet", file=sys.stderr)
 
@@ -400,13 +399,13 @@ class Run:
                     f"{len(self.batches)}  {_numbers(self.losses)}")
             columns = shutil.get_terminal_size().columns  # a longer line could not be cleared
             print(f"\r\x1b[K{line[: columns - 1]}", end="", flush=True)
-        first_look = self.steps - self.resumed_at == self.epoch_steps <= READ_EVERY
+        first_look = not self.args.resume and self.steps == self.epoch_steps <= READ_EVERY
         if first_look and self.device.type == "cpu" and self._seconds_left() > 3600:
-            in_16_bits = models.amp_dtype(self.device, self.args.amp) is not None
-            faster = ["--width 32"] * (self.args.width > 32) + [
-                "--amp on (where it has bfloat16 instructions)"] * (not in_16_bits)
-            print(f"this will take about {self._seconds_left() / 3600:.1f} hours on the CPU: "
-                  f"{' '.join(faster) or '--limit'} takes less", flush=True)
+            faster = ["--width 32"] * (self.args.width > 32)
+            if models.amp_dtype(self.device, self.args.amp) is None:
+                faster.append("--amp on (where it has bfloat16 instructions)")
+            print(f"{self.stage_name or 'this'} will take about {self._seconds_left() / 3600:.1f} "
+                  f"hours on the CPU: {' '.join(faster) or '--limit'} takes less", flush=True)
 
     def _seconds_left(self):
         a_step = (time.perf_counter() - self.started) / (self.steps - self.resumed_at)
@@ -415,12 +414,12 @@ class Run:
     def _stop_unless_finite(self, values):
         if not all(map(math.isfinite, values.values())):
             raise models.RunError(
-                f"not finite in epoch {self.epoch}: {_numbers(values)}: lower --lr or use --amp "
-                f"off; {self.last} holds epoch {self.epoch - 1}")
+                f"not finite in epoch {self.epoch}: {_numbers(values)}: go on with --amp off, or "
+                f"start anew at a lower rate; {self.last} holds epoch {self.epoch - 1}")
 
     def end_epoch(self, generator=None, **metrics):
         """Validate a generator and draw what it paints, or take `metrics`; print, log and save."""
-        if not self.first:
+        if not self.is_first:
             return
         pictures = len(self.batches.images) * models.PROCESSES
         rate = pictures / (time.perf_counter() - self.epoch_started)
@@ -446,7 +445,7 @@ class Run:
 
     def save(self, epoch):
         """Write last.pt, and epoch_NNN.pt where it is kept, then log.csv and curves.png."""
-        if not self.first:
+        if not self.is_first:
             return
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
         args |= {"data_dir": os.path.abspath(self.args.data_dir), "processes": models.PROCESSES}
@@ -495,7 +494,8 @@ def one_line_errors(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # some services start without one
+        if None in (sys.stdout, sys.stderr):  # some services start without them
+            sys.stdout, sys.stderr = (x or open(os.devnull, "w") for x in (sys.stdout, sys.stderr))
         if hasattr(sys.stdout, "reconfigure"):  # a file's name may have any letters
             sys.stdout.reconfigure(errors="backslashreplace")
         try:

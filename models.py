@@ -429,7 +429,7 @@ def build_generator(checkpoint):
     """The trained generator of a loaded checkpoint, in eval mode on the CPU. Raises RunError."""
     weights, args = checkpoint["generator"], checkpoint["args"]
     try:
-        network = GENERATORS[args.get("generator", "maxpool")]
+        network = GENERATORS[args["generator"]]
         generator = network(weights["head.weight"].shape[0], args["width"])
         generator.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -488,5 +488,5 @@ def restore(checkpoint, **objects):
             if checkpoint[name] or name != "scaler":
                 value.load_state_dict(checkpoint[name])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"the checkpoint's {name} does not fit these flags and pictures "
-                       f"({in_short(error)}): resume with those of its run") from error
+        raise RunError(f"the checkpoint's {name} does not fit these flags and pictures, or is "
+                       f"missing ({in_short(error)}): resume a run's last.pt with its own") from error

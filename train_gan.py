@@ -84,7 +84,7 @@ def train(args, run):
                 fake = data.keep_gray(gray, output, args.color)  # for D: with x's luma, as y
 
             # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
-            # Real and fake are separate batches: in one, BatchNorm ties each verdict to the others.
+            # Real and fake are separate batches: in one, BatchNorm would mix the two.
             discriminator.requires_grad_(True)
             with autocast:
                 real_logits = discriminator(gray, target)

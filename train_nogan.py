@@ -11,9 +11,9 @@ anything yet. NoGAN first trains each by itself, as far as that goes, and needs 
     (3) both together, briefly: D minimizes (2), G minimizes -E[ log D(x, G(x)) ] + c F(G)
 
 x is the gray picture, y its colours, |.| a mean, s = 0.9 one-sided label smoothing and c
---feature-weight, large: (3) is to add colour and keep the rest. F compares what a network sees in
-both pictures, beside their colours (Johnson et al., 2016, arXiv:1603.08155). With --features
-vgg16_bn, phi is torchvision's network for ImageNet, with DeOldify's layers and weights w_i, and (0)
+--feature-weight, large: (3) is to add colour and keep the rest. F compares what phi sees in both
+pictures (in RGB, with x's gray), beside their colours (Johnson et al., 2016, arXiv:1603.08155).
+With --features vgg16_bn, phi is torchvision's for ImageNet, with DeOldify's layers and w_i, and (0)
 is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify. He calls D the critic.
 
     python train_nogan.py --generator-epochs 15 --gan-epochs 3                 # downloads CIFAR-10
@@ -163,7 +163,7 @@ def train_discriminator(args, run, batches, val_batches, generator, discriminato
             run.log(d_real=d_real, d_fake=d_fake)
         accuracy = discriminator_accuracy(discriminator, generator, val_batches, epoch)
         run.end_epoch(accuracy=accuracy)
-        if run.first and run.progress == 1 and accuracy < GOOD_CRITIC:
+        if run.is_first and run.progress == 1 and accuracy < GOOD_CRITIC:
             print(f"warning: the critic tells only {accuracy:.0%} of the pictures right and will "
                   "teach little: raise --critic-epochs", file=sys.stderr)
 

@@ -180,9 +180,9 @@ def test_a_checkpoint_says_which_unet_it_holds(name, tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A saved checkpoint and the generator in it, of a time when there was only one U-Net."""
+    """A saved checkpoint and the generator in it."""
     generator = models.UNet(2, width=4)
-    args = {"width": 4, "color": "lab"}
+    args = {"generator": "maxpool", "width": 4, "color": "lab"}
     models.save_checkpoint(tmp_path / "last.pt", "train_unet", args, 3, [], generator=generator)
     return tmp_path / "last.pt", generator.eval()
 
