@@ -489,4 +489,4 @@ def restore(checkpoint, **objects):
                 value.load_state_dict(checkpoint[name])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"the checkpoint's {name} does not fit these flags and pictures, or is "
-                       f"missing ({in_short(error)}): resume a run's last.pt with its own") from error
+                       f"missing ({in_short(error)}): use its run's last.pt and flags") from error
