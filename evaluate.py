@@ -415,7 +415,7 @@ class Run:
         if not all(map(math.isfinite, values.values())):
             raise models.RunError(
                 f"not finite in epoch {self.epoch}: {_numbers(values)}: go on with --amp off, or "
-                f"start anew at a lower rate; {self.last} holds epoch {self.epoch - 1}")
+                f"start anew at a lower learning rate; {self.last} holds epoch {self.epoch - 1}")
 
     def end_epoch(self, generator=None, **metrics):
         """Validate a generator and draw what it paints, or take `metrics`; print, log and save."""

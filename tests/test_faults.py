@@ -384,6 +384,15 @@ def test_a_reader_that_leaves_ends_the_run_without_a_traceback(tmp_path):
     assert len(errors.splitlines()) == 1
 
 
+def test_a_program_started_without_standard_streams_ends_as_with_them(monkeypatch, tmp_path):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as ended:
+        train_unet.main(["--dataset", "folder", "--data-dir", str(tmp_path / "nowhere"),
+                         "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2 and None not in (sys.stdout, sys.stderr)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_two_processes_that_save_into_one_file_never_damage_it(tmp_path):
     path, generator = tmp_path / "last.pt", models.UNet(3, width=8)

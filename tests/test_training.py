@@ -264,8 +264,10 @@ def test_a_slow_cpu_is_told_what_takes_less(tiny, capsys, monkeypatch):
     assert "takes less" not in capsys.readouterr().out
     clock = iter(range(0, 10**9, 10_000))
     monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
-    tiny(train_unet.main, "--epochs", 2, out="slow")
+    run = tiny(train_unet.main, "--epochs", 2, out="slow")
     assert "--amp on (where it has bfloat16 instructions) takes less" in capsys.readouterr().out
+    train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "4"])
+    assert "takes less" not in capsys.readouterr().out  # no flag that would is let through
     tiny(train_unet.main, "--epochs", 2, "--amp", "on", out="slow and small")
     assert "hours on the CPU: --limit takes less" in capsys.readouterr().out
     monkeypatch.setattr(evaluate.Run, "end_epoch", lambda self, generator: None)
