@@ -246,20 +246,21 @@ def _load_cifar10(root, size, train, limit, seed):
         raise DataError(f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32, or "
                         "--dataset folder")
     cifar10 = torchvision.datasets.CIFAR10
-    new = [path for path in (root / cifar10.filename, root, *root.parents) if not path.exists()]
+    names = [*dict(cifar10.train_list + cifar10.test_list), "batches.meta", "readme.html", "."]
+    written = [root / cifar10.base_folder / name for name in names] + [root / cifar10.filename]
+    new = [path for path in (*written, root, *root.parents) if not path.exists()]
     try:
         with downloading():
             dataset = cifar10(root, train=train, download=True)
     except BaseException as error:
-        for path in new:  # what the download wrote goes, and folders in which nothing else lies
+        for path in new:  # what was written here goes, and folders in which nothing else lies
             with contextlib.suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, MemoryError) or not isinstance(error, Exception):
             raise
         raise DataError(f"CIFAR-10 is not whole at {root / cifar10.filename} and could not be "
-                        f"downloaded ({error}): put that file there, use your own pictures with "
-                        "--dataset folder --data-dir DIR, or made-up ones with --dataset shapes"
-                        ) from error
+                        f"downloaded or unpacked ({error}): put that file there, or use --dataset "
+                        "folder --data-dir DIR (yours) or --dataset shapes (made up)") from error
     chosen = _draw(len(dataset.data), limit, seed)
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)[chosen].contiguous()
     return Pictures(images, torch.tensor(dataset.targets)[chosen])
@@ -370,7 +371,7 @@ def _class_labels(root, paths):
     parts = [path.relative_to(root).parts[1:] for path in paths]
     if any(len(part) == 1 for part in parts):
         return None
-    classes = sorted({path.name for side in ("train", "test") for path in (root / side).glob("*/")})
+    classes = sorted({x.name for x in [*root.glob("train/*"), *root.glob("test/*")] if x.is_dir()})
     return torch.tensor([classes.index(part[0]) for part in parts])
 
 

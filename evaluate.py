@@ -159,7 +159,7 @@ def colorize(generator, images, color, batch_size=None, saturation=1.0):
 
 
 def save_pictures(pairs, side, folder):
-    """Pass (output, truth) batches on, and write one side's pictures to a new folder as PNGs."""
+    """Pass (output, truth) batches on, and write side 0 (or 1, the truth) to a folder as PNGs."""
     folder.mkdir(parents=True)
     numbers = itertools.count()
     for pair in pairs:
@@ -327,18 +327,17 @@ class Run:
             print("interrupted:", resume if self.saved else "nothing is saved yet", file=sys.stderr)
 
     def start(self, epochs, batches, validation, dropped):
-        """Print what the run runs on; `epochs` are those of all stages."""
+        """Refuse other pictures on --resume, print what the run is on; `epochs`: of all stages."""
         self.epochs, self.batches, self.validation = epochs, batches, validation
         self.device, args, count = batches.images.device, self.args, len(batches.images)
+        count, batch = count * models.PROCESSES, batches.batch_size * models.PROCESSES
         self.pictures = data.fingerprint(batches.images)
         if self.checkpoint and self.checkpoint.get("pictures", self.pictures) != self.pictures:
             raise models.RunError("the training pictures are not those that "
                                   f"{args.resume} was trained on: restore them, or start a new run")
         dtype, name = models.amp_dtype(self.device, args.amp) or torch.float32, self.device.type
         name = torch.cuda.get_device_name(self.device) if name == "cuda" else name
-        batch = f"batch {args.batch_size}"
-        if models.PROCESSES > 1:
-            count, batch = count * models.PROCESSES, f"{batch} in {models.PROCESSES} processes"
+        batch = f"batch {batch}" + f" in {models.PROCESSES} processes" * (models.PROCESSES > 1)
         if args.batch_size > count:
             batch = f"one batch of all {count} (--batch-size {args.batch_size} is more)"
         print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, "
@@ -381,7 +380,7 @@ class Run:
         return self.steps / self.stage_steps
 
     def log(self, **losses):
-        """Add up a step's losses; now and then, and after the last, read, print and check them."""
+        """Add up a step's losses, now and then read and check them; last, average BatchNorm's."""
         self.sums = self.sums + torch.stack([loss.detach() for loss in losses.values()])
         self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
         if self.epoch_steps == len(self.batches):  # BatchNorm's statistics are each process's own
@@ -403,7 +402,7 @@ class Run:
         if first_look and self.device.type == "cpu" and self._seconds_left() > 3600:
             faster = ["--width 32"] * (self.args.width > 32)
             if models.amp_dtype(self.device, self.args.amp) is None:
-                faster.append("--amp on (where it has bfloat16 instructions)")
+                faster.append("--amp on (where bfloat16 is fast)")
             print(f"{self.stage_name or 'this'} will take about {self._seconds_left() / 3600:.1f} "
                   f"hours on the CPU: {' '.join(faster) or '--limit'} takes less", flush=True)
 
@@ -414,8 +413,8 @@ class Run:
     def _stop_unless_finite(self, values):
         if not all(map(math.isfinite, values.values())):
             raise models.RunError(
-                f"not finite in epoch {self.epoch}: {_numbers(values)}: go on with --amp off, or "
-                f"start anew at a lower learning rate; {self.last} holds epoch {self.epoch - 1}")
+                f"not finite in epoch {self.epoch}: {_numbers(values)}: start anew at a lower rate "
+                f"or leave 16 bits with --amp off; {self.last} holds epoch {self.epoch - 1}")
 
     def end_epoch(self, generator=None, **metrics):
         """Validate a generator and draw what it paints, or take `metrics`; print, log and save."""
@@ -613,7 +612,7 @@ def colorize_photos(args, generator, trained):
         print(f"kept {kept}, replace them with --overwrite", file=sys.stderr)
     if skipped == len(pairs):
         raise models.RunError(f"no picture was colorized of the {len(pairs)} in --images: "
-                              "give readable picture files, or folders of them")
+                              "see above, or give picture files or folders of them")
     if skipped:
         print(f"{skipped} of {len(pairs)} pictures were skipped", file=sys.stderr)
         raise SystemExit(1)

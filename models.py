@@ -311,7 +311,7 @@ def learning_rate(lr, progress):
 
 @torch.no_grad()
 def update_average(averaged, network, step):
-    """Move `averaged`, a copy of `network`, a little towards it, after `step` steps of training.
+    """Move `averaged`, a copy of `network`, a little towards it, after step `step`, counted from 0.
 
     An exponential moving average of weights and BatchNorm's statistics, over about the last tenth
     of the steps, at most 1,000: it lacks the noise of single steps, and soon forgets the start.
@@ -377,11 +377,11 @@ def claim(folder):
 
             lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(f"another run writes into {folder}: wait for it, or choose another --out")
     except OSError as error:
+        if folder.is_dir() and isinstance(error, (BlockingIOError, FileExistsError)):  # Windows'
+            raise RunError(f"another run writes into {folder}: wait for it or choose another --out")
         raise RunError(f"cannot write {folder}: choose another place ({in_short(error)})")
-    for leftover in folder.glob(".[0-9]*.new"):  # of a run that was killed while it saved
+    for leftover in [*folder.glob(".[0-9]*.new"), *folder.glob("samples/.[0-9]*.new")]:  # of a kill
         leftover.unlink()
     return lock
 

@@ -438,6 +438,30 @@ def test_ctrl_c_in_a_download_leaves_nothing(archive, serve, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_unpacking_that_breaks_off_removes_only_what_was_unpacked(
+    error, archive, tmp_path, monkeypatch
+):
+    root, extractall = tmp_path / "datasets", tarfile.TarFile.extractall
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    (folder / "test_batch").write_bytes(b"of old")
+    (root / "cifar-10-python.tar.gz").write_bytes(archive)
+
+    def breaks_off(*args, **kwargs):
+        extractall(*args, **kwargs)
+        assert (folder / "data_batch_1").exists()
+        raise error
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", breaks_off)
+    with pytest.raises((data.DataError, KeyboardInterrupt)) as caught:
+        data.load_pictures("cifar10", root, 32, train=True)
+    if caught.type is data.DataError:
+        assert "unpacked ([Errno 28] No space left on device)" in str(caught.value)
+    assert os.listdir(folder) == ["test_batch"]
+    assert (root / "cifar-10-python.tar.gz").read_bytes() == archive
+
+
 def test_a_folder_may_hold_any_mode_and_size(tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()

@@ -321,6 +321,16 @@ def test_a_folder_belongs_to_one_run_at_a_time(tiny, fails):
     train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "2"])
 
 
+def test_what_a_killed_run_was_writing_is_removed_by_the_next(tiny):
+    run = tiny(train_unet.main)
+    leftovers = [run / ".1234.new", run / "samples" / ".1234.new"]
+    mine = [run / ".new", run / "samples" / "mine.png"]
+    for path in leftovers + mine:
+        path.write_bytes(b"half")
+    train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "2"])
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in mine)
+
+
 def test_a_run_that_saves_nothing_leaves_no_folder(tmp_path, fails):
     out = tmp_path / "new" / "run"
     fails(train_unet.main, ["--dataset", "folder", "--data-dir", tmp_path / "no", "--out", out])

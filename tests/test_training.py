@@ -4,6 +4,7 @@ import csv
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,21 @@ def test_a_batch_larger_than_the_training_set_is_all_of_it_and_said_so(tiny, cap
     tiny(train_unet.main, "--batch-size", 500)
     first = capsys.readouterr().out.splitlines()[0]
     assert "one batch of all 54 (--batch-size 500 is more)" in first
+
+
+def test_the_first_line_says_the_batch_that_processes_share(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "PROCESSES", 3)
+    monkeypatch.setattr(models, "average", lambda values: None)
+    args = train_unet.build_parser().parse_args(["--batch-size", "128", "--out", str(tmp_path)])
+    run = evaluate.Run("train_unet", args, None)
+    images = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "dist", SimpleNamespace(
+            is_initialized=lambda: True, get_world_size=lambda: 3))
+        batches = data.Batches(images, "rgb", args.batch_size, seed=0)
+    run.start(1, batches, images, 0)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "300 to train on" in first and "batch 126 in 3 processes" in first
 
 
 def test_amp_on_a_cpu_trains_in_bfloat16(tiny, capsys, monkeypatch):
@@ -265,7 +281,7 @@ def test_a_slow_cpu_is_told_what_takes_less(tiny, capsys, monkeypatch):
     clock = iter(range(0, 10**9, 10_000))
     monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
     run = tiny(train_unet.main, "--epochs", 2, out="slow")
-    assert "--amp on (where it has bfloat16 instructions) takes less" in capsys.readouterr().out
+    assert "--amp on (where bfloat16 is fast) takes less" in capsys.readouterr().out
     train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "4"])
     assert "takes less" not in capsys.readouterr().out  # no flag that would is let through
     tiny(train_unet.main, "--epochs", 2, "--amp", "on", out="slow and small")
