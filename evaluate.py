@@ -329,15 +329,15 @@ class Run:
     def start(self, epochs, batches, validation, dropped):
         """Refuse other pictures on --resume, print what the run is on; `epochs`: of all stages."""
         self.epochs, self.batches, self.validation = epochs, batches, validation
-        self.device, args, count = batches.images.device, self.args, len(batches.images)
-        count, batch = count * models.PROCESSES, batches.batch_size * models.PROCESSES
+        self.device, args, processes = batches.images.device, self.args, models.PROCESSES
+        count, batch = processes * len(batches.images), processes * batches.batch_size
         self.pictures = data.fingerprint(batches.images)
         if self.checkpoint and self.checkpoint.get("pictures", self.pictures) != self.pictures:
             raise models.RunError("the training pictures are not those that "
                                   f"{args.resume} was trained on: restore them, or start a new run")
         dtype, name = models.amp_dtype(self.device, args.amp) or torch.float32, self.device.type
         name = torch.cuda.get_device_name(self.device) if name == "cuda" else name
-        batch = f"batch {batch}" + f" in {models.PROCESSES} processes" * (models.PROCESSES > 1)
+        batch = f"batch {batch}" + f" in {processes} processes" * (processes > 1)
         if args.batch_size > count:
             batch = f"one batch of all {count} (--batch-size {args.batch_size} is more)"
         print(f"{self.script}: {args.dataset} {args.size}x{args.size} {args.color}, "
@@ -380,7 +380,7 @@ class Run:
         return self.steps / self.stage_steps
 
     def log(self, **losses):
-        """Add up a step's losses, now and then read and check them; last, average BatchNorm's."""
+        """Add up losses, now and then read and check them; last, average BatchNorm's statistics."""
         self.sums = self.sums + torch.stack([loss.detach() for loss in losses.values()])
         self.steps, self.epoch_steps = self.steps + 1, self.epoch_steps + 1
         if self.epoch_steps == len(self.batches):  # BatchNorm's statistics are each process's own
