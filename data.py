@@ -49,28 +49,23 @@ class Pictures(NamedTuple):
     labels: torch.Tensor | None  # int64 (N,), or None where there are no classes
 
 
-def number(kind, low, high):
-    """An argparse type: an int or float from `low` to `high`."""
-    noun = "whole number" if kind is int else "number"
+def number(kind, low, high, step=None):
+    """An argparse type: an int or float from `low` to `high`; on request, a multiple of `step`."""
+    noun = f"multiple of {step}" if step else "whole number" if kind is int else "number"
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high:  # nan is neither
+        if not low <= value <= high or step and value % step:  # nan is neither
             raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {low} to {high}")
         return value
 
     return parse
 
 
-def picture_size(text):
-    """An argparse type: a side in pixels that four poolings can halve."""
-    size = number(int, 16, 1024)(text)
-    if size % 16:
-        raise argparse.ArgumentTypeError(f"{size} is not a multiple of 16")
-    return size
+picture_size = number(int, 16, 1024, step=16)  # argparse's, too: a side that four poolings halve
 
 
 def add_flags(parser):

@@ -401,8 +401,7 @@ class Run:
         first_look = not self.args.resume and self.steps == self.epoch_steps <= READ_EVERY
         if first_look and self.device.type == "cpu" and self._seconds_left() > 3600:
             faster = ["--width 32"] * (self.args.width > 32)
-            if models.amp_dtype(self.device, self.args.amp) is None:
-                faster.append("--amp on (where bfloat16 is fast)")
+            faster += ["--amp on (where bfloat16 is fast)"] * (self.args.amp != "on")
             print(f"{self.stage_name or 'this'} will take about {self._seconds_left() / 3600:.1f} "
                   f"hours on the CPU: {' '.join(faster) or '--limit'} takes less", flush=True)
 
@@ -448,10 +447,9 @@ class Run:
             return
         args = {k: v for k, v in vars(self.args).items() if k not in ("resume", "overwrite")}
         args |= {"data_dir": os.path.abspath(self.args.data_dir), "processes": models.PROCESSES}
-        save_as = functools.partial(
-            models.save_checkpoint, script=self.script, args=args, epoch=epoch,
-            history=self.history, stage=self.stage_name, pictures=self.pictures,
-            **self.state, **self.stage_state)
+        save_as = functools.partial(models.save_checkpoint, script=self.script, args=args,
+                                    epoch=epoch, history=self.history, stage=self.stage_name,
+                                    pictures=self.pictures, **self.state, **self.stage_state)
         save_as(self.last)
         if not self.saved:
             self._remove_other_epochs(epoch)

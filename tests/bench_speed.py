@@ -7,8 +7,9 @@ On the same made-up pictures and networks, in one process, repeats alternating, 
     notebook   PIL pictures, ToTensor, a shuffling DataLoader (the best of 0, 2 and 4 workers),
                float32, NCHW, batches of 64, Adam, and .item() of each loss at each step
     shipped    this project's script, as the log of its last epoch says
-    the rest   the shipped loop with one thing of the notebook's: batch size, precision, layout, or
-               data path; and with one fixed batch, which shows the share of a step spent on data
+    the rest   the shipped loop with one thing of the notebook's: batch size, precision, layout,
+               data path, or convolutions in the U-Net's bottom, too; and with one fixed batch,
+               which shows the share of a step spent on data
 
 Beside them the limit: the device's measured rate of matrix products in the loop's precision, over
 the arithmetic of a picture, counted by torch. --json saves the table.
@@ -75,13 +76,17 @@ def on_device(images, batch_size):
         yield from batches.epoch(epoch)
 
 
-def build_step(system, width, device, amp, layout, notebook):
+def build_step(system, width, device, amp, layout, notebook, plain=False):
     """One step of training the U-Net or the GAN: a function of (gray, target).
 
-    A `notebook` reads each loss at once, for its print-out, and knows no moving average.
+    A `notebook` reads each loss at once, for its print-out, and knows no moving average. It has
+    plain convolutions throughout, as a `plain` loop of this project's has.
     """
     autocast, scaler = models.mixed_precision(device, amp)
     generator = models.UNet(3, width).to(device, memory_format=layout)
+    for layer in generator.modules():
+        if (notebook or plain) and isinstance(layer, models.Conv3x3):
+            layer.__class__ = torch.nn.Conv2d
     discriminator = models.Discriminator(3, width).to(device, memory_format=layout)
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=1e-3, fused=not notebook)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, fused=not notebook)
@@ -176,8 +181,8 @@ def measure(system, args, device):
     there, last, first = images.to(device), torch.channels_last, torch.contiguous_format
     fixed = next(on_device(there, 128))
 
-    def run(name, batches, amp=args.amp, layout=last, notebook=False):
-        step = build_step(system, args.width, device, amp, layout, notebook)
+    def run(name, batches, amp=args.amp, layout=last, notebook=False, plain=False):
+        step = build_step(system, args.width, device, amp, layout, notebook, plain)
         return name, lambda: rate(step, batches, args.pictures, device)
 
     runs = [run(f"notebook, {workers} workers", loader(images, 64, workers), "off", first, True)
@@ -187,6 +192,7 @@ def measure(system, args, device):
              run("its loop, batches of 64", on_device(there, 64)),
              run("its loop, float32", on_device(there, 128), amp="off"),
              run("its loop, NCHW", on_device(there, 128), layout=first),
+             run("its loop, plain convolutions", on_device(there, 128), plain=True),
              run("its loop, DataLoader of 2 workers", loader(images, 128, 2)),
              run("its loop, one fixed batch", iter(lambda: fixed, None))]
     rates = {name: [] for name, _ in runs}

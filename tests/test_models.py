@@ -41,6 +41,31 @@ def test_the_strided_unet_has_the_layers_of_the_paper():
     assert unet.act1[0].num_features == unet.head.in_channels == 128
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_of_2x2_maps_is_the_same_as_any_other(bias, monkeypatch):
+    ours = models.Conv3x3(5, 7, 3, 1, 1, bias=bias).double()
+    usual = torch.nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
+    usual.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 5, 2, 2, dtype=torch.double, requires_grad=True)
+    x = x.contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for network in (ours, usual):
+        output = network(x)
+        assert output.shape == (3, 7, 2, 2)
+        assert output.is_contiguous(memory_format=torch.channels_last)  # BatchNorm's input stays so
+        loss = (output * torch.arange(84.0).view_as(output)).sum()
+        gradients.append([output, *torch.autograd.grad(loss, [x, *network.parameters()])])
+    for a, b in zip(*gradients):
+        assert torch.allclose(a, b, atol=1e-12)
+    convolutions = []
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: convolutions.append(x.shape))
+    ours(x)
+    assert not convolutions  # it was no convolution
+    ours(torch.zeros(1, 5, 4, 4))
+    ours(torch.zeros(1, 5, 2, 2, device="meta"))
+    assert convolutions == [(1, 5, 4, 4), (1, 5, 2, 2)]
+
+
 UNETS = list(models.GENERATORS.values())
 
 

@@ -16,7 +16,7 @@ def test_the_table_has_a_row_for_each_thing_changed(tmp_path, capsys):
     assert json.loads(file.read_text()) == rows and "of the notebook's" in capsys.readouterr().out
     notebooks = [row["ratio"] for row in rows if row["name"].startswith("notebook")]
     assert len(notebooks) == 3 and max(notebooks) == 1
-    assert all(row["pictures_per_s"] > 0 for row in rows) and len(rows) == 11
+    assert all(row["pictures_per_s"] > 0 for row in rows) and len(rows) == 12
 
 
 def test_the_arithmetic_of_a_step_is_that_of_the_convolutions():
