@@ -48,7 +48,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x):  # (N, C, H, W) -> (N, C', H, W)
         if x.device.type != "cpu" or x.shape[2:] != (2, 2):  # in the U-Net's bottom for 32 pixels:
-            return super().forward(x)  # oneDNN, made for larger maps, takes there twice as long
+            return super().forward(x)  # oneDNN, made for larger maps, takes twice as long there
         patches = F.unfold(x, kernel_size=3, padding=1).mT  # (N, 4, 9 C)
         return F.linear(patches, self.weight.flatten(1), self.bias).mT.unflatten(2, (2, 2))
 
@@ -70,7 +70,7 @@ class UNet(nn.Module):
     """The five-level max-pool U-Net of Ronneberger et al., 2015 (arXiv:1505.04597).
 
     gray (N, 1, H, W), H and W multiples of 16 -> (N, out_channels, H, W) in [-1, 1], float32.
-    `width` is the channels at full resolution, in the paper 64: 29 million parameters (there 31).
+    `width`: channels at full resolution, 64 in the paper: 29 million parameters (there 31).
     """
 
     def __init__(self, out_channels, width=64):
