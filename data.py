@@ -33,7 +33,7 @@ from PIL import Image, ImageCms, ImageOps
 CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
 SHAPES_TRAIN, SHAPES_TEST = 5000, 1000  # enough to learn from, made in about a second
 SHAPES_TRAIN_SEED, SHAPES_TEST_SEED = 1, 2  # fixed, as CIFAR-10 is: --seed changes neither
-BATCH_PIXELS = 256 * 32 * 32  # of pictures outside training: what is computed of them stays small
+BATCH_PIXELS = 256 * 32 * 32  # in a batch outside training, which bounds the memory for metrics
 DOWNLOAD_TIMEOUT = 10  # seconds to wait for a silent server; torchvision would wait forever
 NO_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # formats that Pillow knows and does not decode
 CAMERA_SUFFIXES = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # plug-ins'
@@ -58,7 +58,7 @@ def number(kind, low, high, step=None):
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not low <= value <= high or step and value % step:  # nan is neither
+        if not low <= value <= high or step and value % step:  # true of nan
             raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} from {low} to {high}")
         return value
 
@@ -209,12 +209,12 @@ def _draw(n, limit, seed):
     return chosen
 
 
-def over_processes(number, operation):
+def over_processes(value, operation):
     """The "MIN", "MAX" or "SUM" of an int over all processes of torchrun; alone, the int itself."""
     if dist.is_initialized():
-        number = torch.tensor(number)
-        dist.all_reduce(number, getattr(dist.ReduceOp, operation))
-    return int(number)
+        value = torch.tensor(value)
+        dist.all_reduce(value, getattr(dist.ReduceOp, operation))
+    return int(value)
 
 
 @contextlib.contextmanager
@@ -417,8 +417,8 @@ def make_shapes(n, size, seed, chosen=slice(None)):
     equally likely. The two have equal luma and almost equal L*, and their mean in RGB is gray:
     nothing in the gray picture tells which one it was.
 
-    Only the `chosen` ones of the n are painted. Returns images uint8 (n, 3, size, size), labels
-    int64 (n,), and the objects' pixels, bool (n, size, size).
+    Only the k `chosen` ones are painted, and returned: images uint8 (k, 3, size, size), labels
+    int64 (k,), and the objects' pixels, bool (k, size, size).
     """
     random = np.random.RandomState(seed)
 

@@ -697,7 +697,7 @@ def main(argv=None):
     for path, title, flags in [(None, "truth", {"color": "rgb"}), *zip(args.ckpt, titles, trained)]:
         generator = load(path) if path else None
         pairs = colorize(generator, images, flags["color"], args.batch_size, args.saturation)
-        if args.save_pictures:
+        if args.save_pictures:  # of gray, which has no path, the truth beside it
             pairs = save_pictures(pairs, 0 if path else 1, Path(args.save_pictures, title))
         metrics, psnr_of_each = measure(pairs)
         if not rows:

@@ -44,18 +44,18 @@ def in_short(error):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1; 2x2 maps on a CPU as a matrix product (im2col)."""
+    """A 3x3 convolution of stride 1, padded by 1; on a CPU, of 2x2 maps as a matrix product."""
 
     def forward(self, x):  # (N, C, H, W) -> (N, C', H, W)
-        if x.device.type != "cpu" or x.shape[2:] != (2, 2):  # in the U-Net's bottom for 32 pixels:
-            return super().forward(x)  # oneDNN, made for larger maps, takes twice as long there
-        patches = F.unfold(x, kernel_size=3, padding=1).mT  # (N, 4, 9 C)
-        return F.linear(patches, self.weight.flatten(1), self.bias).mT.unflatten(2, (2, 2))
+        if x.device.type == "cpu" and x.shape[2:] == (2, 2):  # the U-Net's bottom for 32 pixels
+            patches = F.unfold(x, kernel_size=3, padding=1).mT  # (N, 4, 9 C)
+            return F.linear(patches, self.weight.flatten(1), self.bias).mT.unflatten(2, (2, 2))
+        return super().forward(x)  # by oneDNN, made for larger maps; at 2x2 it takes twice as long
 
 
 def _convolution(channels_in, channels_out, kernel_size, stride=1, padding=1):
     """A convolution with BatchNorm and LeakyReLU: what all networks below are made of."""
-    convolution = Conv3x3 if kernel_size == 3 else nn.Conv2d
+    convolution = Conv3x3 if (kernel_size, stride, padding) == (3, 1, 1) else nn.Conv2d
     return nn.Sequential(
         convolution(channels_in, channels_out, kernel_size, stride, padding, bias=False),
         nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.2, inplace=True))

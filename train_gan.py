@@ -10,11 +10,11 @@ D learns what a pixel loss cannot say, that a brownish gray is a colour few thin
 near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits. s = 0.9 is
 one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is the plain objective.
 With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D that ends in a
-softmax of two classes is the same thing: its loss is that of one logit, their difference. In RGB, D
+softmax of two classes is the same thing: its loss is that of one logit, the difference. In RGB, D
 sees G(x) with the luma x, which y has exactly; a luma that is a little off would give it away.
 
 A DCGAN (Radford et al., 2015, arXiv:1511.06434) makes pictures out of noise z. This G has x, and
-pix2pix (Isola et al., 2017, arXiv:1611.07004) found that with both a G ignores z: a gray picture
+pix2pix (Isola et al., 2017, arXiv:1611.07004) found that a G that has x ignores z: a gray picture
 always gets the same colours. Both draw first weights from N(0, 0.02); PyTorch's did as well here.
 
     python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded

@@ -16,8 +16,9 @@ times --saturation:
                 above the truth's, a checkerboard (Odena et al., 2016, doi:10.23915/distill.00003)
 
 The judge is of another family than NoGAN's classifier, which would favour NoGAN: torchvision's
-ResNet-18, or with --judge small a network unrelated to either. An order that both judges give is
-one to believe. --judge-file keeps it; training it takes some minutes on two CPU cores.
+ResNet-18, cut down for 32 pixels, or with --judge small a network unrelated to either. An order
+that both judges give is one to believe. --judge-file keeps it, for rows of the same training
+pictures; training it takes some minutes on two CPU cores.
 """
 
 import argparse
@@ -99,23 +100,32 @@ def train_judge(kind, pictures, epochs, device):
     return judge.eval()
 
 
-def find_judge(args, device):
-    """The judge of --judge-file, or a new one, which is kept there."""
+def load_labelled(args, train):
+    """Pictures with labels. Raises RunError where they have none."""
+    pictures = data.load_pictures(args.dataset, args.data_dir, args.size, train)
+    if pictures.labels is None:
+        raise models.RunError(f"the pictures in {args.data_dir} have no labels: put them in class "
+                              "folders")
+    return pictures
+
+
+def find_judge(args, device, test_images):
+    """The judge of --judge-file, or a new one, which is kept there, for these test images only."""
     path = Path(args.judge_file or f"runs/judge-{args.judge}.pt")
     if path.is_file():
         saved = torch.load(path, map_location=device, weights_only=True)
         if saved["kind"] != args.judge:
             raise models.RunError(f"{path} is a judge of kind {saved['kind']}: give another file")
+        if saved["test_pictures"] != data.fingerprint(test_images):
+            raise models.RunError(f"{path} is a judge of other pictures: give another --judge-file")
         judge = build_judge(args.judge, len(saved["state"]["fc.bias"]))
         judge.load_state_dict(saved["state"])
         return judge.to(device, memory_format=data.memory_format(device)).eval()
-    pictures = data.load_pictures(args.dataset, args.data_dir, args.size, train=True)
-    if pictures.labels is None:
-        raise models.RunError(f"the pictures in {args.data_dir} have no labels: put them in class "
-                              "folders")
+    pictures = load_labelled(args, train=True)
     judge = train_judge(args.judge, pictures, args.judge_epochs, device)
     with models.replacing(path) as file:
-        torch.save({"kind": args.judge, "state": judge.state_dict()}, file)
+        torch.save({"kind": args.judge, "test_pictures": data.fingerprint(test_images),
+                    "state": judge.state_dict()}, file)
     return judge
 
 
@@ -215,8 +225,8 @@ def main(argv=None):
     first = checkpoints[0]["args"]
     for name in ("dataset", "data_dir", "size"):
         setattr(args, name, getattr(args, name) or first[name])
-    pictures = data.load_pictures(args.dataset, args.data_dir, args.size, train=False)
-    judge = find_judge(args, device)
+    pictures = load_labelled(args, train=False)
+    judge = find_judge(args, device, pictures.images)
 
     def colored(checkpoint, saturation=1.0):
         generator = models.build_generator(checkpoint).to(device)

@@ -9,7 +9,8 @@ Both train the same network from the same weights on the same pictures, in the s
                moving average of the weights
 
 It prints both recipes' validation figures after each epoch, and after how many epochs ours is
-better than the notebook's best. Flags are train_unet.py's; --json FILE saves the rows.
+better than the notebook's best. Flags are train_unet.py's (--loss, --lr and --batch-size are of
+ours alone); --json FILE saves the rows.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def main(argv=None):
     passed = [row["epoch"] for row in history if row["mse"] < best]
     print(f"\nthe notebook's best mse {best:.5f}, ours at the end {history[-1]['mse']:.5f} "
           f"({history[-1]['mse'] / best - 1:+.1%}), "
-          + (f"better from epoch {passed[0]} on" if passed else "never better"))
+          + (f"first better in epoch {passed[0]}" if passed else "never better"))
     if own.json:
         with models.replacing(own.json) as file:
             file.write((json.dumps(rows, indent=2) + "\n").encode())

@@ -66,6 +66,10 @@ def test_a_convolution_of_2x2_maps_is_the_same_as_any_other(bias, monkeypatch):
     assert convolutions == [(1, 5, 4, 4), (1, 5, 2, 2)]
 
 
+def test_a_strided_3x3_convolution_of_a_network_of_ones_own_is_strided_on_2x2_maps_too():
+    assert models._convolution(4, 4, 3, stride=2)(torch.randn(2, 4, 2, 2)).shape == (2, 4, 1, 1)
+
+
 UNETS = list(models.GENERATORS.values())
 
 

@@ -4,6 +4,7 @@ import bench_realism
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data
 import train_unet
@@ -76,10 +77,21 @@ def test_a_judge_learns_its_classes_and_is_kept(kind, epochs, tiny, tmp_path, ca
         assert torch.allclose(network.fc(features), logits)
 
 
-def test_the_judge_is_not_the_one_that_its_file_holds(tiny, tmp_path, fails):
+@pytest.mark.parametrize("kind, named", [("resnet", "of kind small"), ("small", "other pictures")])
+def test_the_judge_is_not_the_one_that_its_file_holds(kind, named, tiny, tmp_path, fails):
     judge = bench_realism.build_judge("small", 3)
-    torch.save({"kind": "small", "state": judge.state_dict()}, tmp_path / "judge.pt")
+    saved = {"kind": "small", "test_pictures": 0, "state": judge.state_dict()}
+    torch.save(saved, tmp_path / "judge.pt")
     run = tiny(train_unet.main)
-    command = ["--ckpt", run / "last.pt", "--judge", "resnet"]
-    line = fails(bench_realism.main, [*command, "--judge-file", tmp_path / "judge.pt"])
-    assert "small" in line
+    command = ["--ckpt", run / "last.pt", "--judge", kind]
+    assert named in fails(bench_realism.main, [*command, "--judge-file", tmp_path / "judge.pt"])
+
+
+def test_test_pictures_without_classes_cannot_be_judged(tiny, tmp_path, fails):
+    for i in range(4):
+        place = tmp_path / "test" / f"{i}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (60 * i, 9, 9)).save(place)
+    run = tiny(train_unet.main)
+    command = ["--ckpt", run / "last.pt", "--dataset", "folder", "--data-dir", tmp_path]
+    assert "no labels" in fails(bench_realism.main, command)

@@ -49,4 +49,4 @@ def test_the_recipes_are_told_apart_and_the_verdict_is_of_their_rows(tmp_path, c
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert f"best mse {best:.5f}, ours at the end {last:.5f}" in verdict
     passed = [row["epoch"] for row in rows[:2] if row["mse"] < best]
-    assert (f"better from epoch {passed[0]} on" if passed else "never better") in verdict
+    assert (f"first better in epoch {passed[0]}" if passed else "never better") in verdict
