@@ -101,8 +101,8 @@ def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
         return _load_cifar10(Path(data_dir), size, train, limit, seed)
     if dataset == "folder":
         return _load_folder(Path(data_dir), size, train, limit, seed)
-    if size > 128:
-        raise DataError(f"--dataset shapes cannot be made at --size {size}: use 128 or less")
+    if dataset != "shapes" or size > 128:
+        raise DataError(f"--dataset {dataset} cannot be made at --size {size}: use 128 or less")
     n, shapes_seed = (SHAPES_TRAIN, SHAPES_TRAIN_SEED) if train else (SHAPES_TEST, SHAPES_TEST_SEED)
     chosen = torch.from_numpy(_draw(n, limit, seed))
     # In parts, because the floats that they are painted in need many times the memory.
@@ -243,7 +243,7 @@ def _load_cifar10(root, size, train, limit, seed):
     cifar10 = torchvision.datasets.CIFAR10
     names = [*dict(cifar10.train_list + cifar10.test_list), "batches.meta", "readme.html", "."]
     written = [root / cifar10.base_folder / name for name in names] + [root / cifar10.filename]
-    new = [path for path in (*written, root, *root.parents) if not path.exists()]
+    new = [path for path in (*written, root, *root.parents) if not os.path.lexists(path)]
     try:
         with downloading():
             dataset = cifar10(root, train=train, download=True)
@@ -385,7 +385,7 @@ def read_picture(path):
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
             raise DataError("its values are not of 8 or 16 bits")
-        scale = 1 if image.mode == "I" and pixels.max() < 256 else 257
+        scale = 1 if pixels.max() < 256 else 257
         image = Image.fromarray((pixels / scale).astype(np.uint8))
     mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
     if image.has_transparency_data:

@@ -506,7 +506,7 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except (RuntimeError, MemoryError) as error:
-            words = "allocate memory", "out of memory"  # torch's
+            words = "tried to allocate", "out of memory", "ALLOC_FAILED"  # torch's, CUDA's
             if not isinstance(error, MemoryError) and not any(x in str(error) for x in words):
                 raise
             message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"
@@ -559,15 +559,15 @@ def list_photos(inputs, out_dir):
     photos = {}
     for given in map(Path, inputs):
         folder, found = given.parent, [given]
-        if given.is_dir():  # without what an earlier run has painted into a folder below it
+        if given.is_dir():
             folder, found = given, data.picture_paths(given)
-            if _real(given) in _real(out_dir).parents:
+            if _real(given) in _real(out_dir).parents:  # without what it has painted earlier
                 found = [photo for photo in found if _real(out_dir) not in _real(photo).parents]
         for photo in found:
-            inside, whole = photo.relative_to(folder), Path(os.path.abspath(photo))
-            longer = inside, _real(folder).name / inside, Path(*whole.parts[1:])
-            names = [str(inside.with_suffix(".png")), *(f"{path}.png" for path in longer)]
-            photos.setdefault(whole, (photo, names))  # once, however often it is given
+            inside, full = photo.relative_to(folder), Path(os.path.abspath(photo))
+            rooted = full.as_posix().replace(":/", "/").strip("/")  # D:/x is D/x
+            names = inside.with_suffix(""), inside, _real(folder).name / inside, rooted
+            photos.setdefault(full, (photo, [f"{name}.png" for name in names]))  # each once
     claims = collections.Counter(  # without case: to some file systems X.png is x.png
         name for _, names in photos.values() for name in {name.casefold() for name in names})
     return [(photo, out_dir / next((x for x in names if claims[x.casefold()] == 1), names[-1]))
@@ -585,10 +585,10 @@ def colorize_photos(args, generator, trained):
     if _real(args.out_dir) in map(_real, args.images):
         raise models.RunError(f"--out-dir {args.out_dir} is one of --images: choose another")
     pairs, done, kept = list_photos(args.images, Path(args.out_dir)), 0, 0
-    originals = {_real(photo) for photo, _ in pairs}
+    originals = {os.stat(photo)[1:3] for photo, _ in pairs if os.path.exists(photo)}
     for count, (photo, output) in enumerate(pairs, 1):
         try:
-            if _real(output) in originals:
+            if output.exists() and os.stat(output)[1:3] in originals:
                 raise FileExistsError(f"{output} is one of the photos: choose another --out-dir")
             if output.is_file() and not args.overwrite:
                 kept += 1
@@ -607,7 +607,7 @@ def colorize_photos(args, generator, trained):
         print(f"{count}/{len(pairs)} {photo} -> {output}", flush=True)
     skipped = len(pairs) - done - kept
     if kept:
-        print(f"kept {kept}, replace them with --overwrite", file=sys.stderr)
+        print(f"kept {kept}: --overwrite replaces, another --out-dir keeps them", file=sys.stderr)
     if skipped == len(pairs):
         raise models.RunError(f"no picture was colorized of the {len(pairs)} in --images: "
                               "see above, or give picture files or folders of them")
@@ -660,7 +660,7 @@ def load_test_pictures(args, trained):
 
 def name_runs(paths):
     """A title for each checkpoint: its folder's name, or else its file's, or a number, too."""
-    folders = [Path(path).resolve().parent for path in paths]
+    folders = [_real(path).parent for path in paths]
     titles = [Path(path).stem if folders.count(folder) > 1 else folder.name
               for path, folder in zip(paths, folders)]
     return [f"{i} {title}" if [*titles, "truth"].count(title) > 1 else title

@@ -258,7 +258,7 @@ def join_processes():
 @torch.no_grad()
 def average(tensors):
     """Set tensors to their means over all processes, in one all-reduce. Alone, do nothing."""
-    if dist.is_initialized():
+    if dist.is_initialized() and tensors:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
@@ -325,10 +325,9 @@ def update_average(averaged, network, step):
     of the steps, at most 1,000: it lacks the noise of single steps, and soon forgets the start.
     """
     decay = min(0.999, (1 + step) / (10 + step))
-    move = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # one kernel for all weights
     old, new = ([*net.parameters(), *net.buffers()] for net in (averaged, network))
     floats = [pair for pair in zip(old, new) if pair[0].is_floating_point()]  # all but the counters
-    move(*zip(*floats), None)
+    torch._foreach_lerp_(*zip(*floats), 1 - decay)  # one kernel for all weights
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -342,7 +341,7 @@ def replacing(path):
     """
     if Path(path).exists() and not Path(path).is_file():
         raise RunError(f"cannot write {path}: it is a folder or a device, choose another place")
-    beside = Path(path).with_name(f".{os.getpid()}.new")
+    beside = Path(path).with_name(f".{os.getpid()}-{time.time_ns()}.new")  # containers share ids
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -469,7 +468,8 @@ def parse_args(parser, script, argv, stages=()):
         raise RunError(f"{args.resume} is a run of {checkpoint['script']}.py: resume it with that")
     saved, stage = checkpoint["args"], checkpoint.get("stage")
     past = {f"{name}_epochs" for name in stages[: stages.index(stage) if stage in stages else 0]}
-    saved["out"] = str(Path(args.resume).parent)  # wherever the folder now lies
+    given = os.path.realpath(args.resume) if os.path.islink(args.resume) else args.resume
+    saved["out"] = str(Path(given).parent)  # wherever the folder now lies
     args = parser.parse_args(argv, argparse.Namespace(**saved))
     if saved.get("processes", 1) != PROCESSES:
         raise RunError(f"{args.resume} is of {saved.get('processes', 1)} processes, not "

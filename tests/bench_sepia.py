@@ -61,10 +61,11 @@ def main(argv=None):
     parser.add_argument("--epochs", default="10")
     parser.add_argument("--color", default="rgb")
     parser.add_argument("--out", default="runs/sepia", metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
     args = parser.parse_args(argv)
 
     common = ["--dataset", "shapes", "--batch-size", "32", "--width", args.width]
-    common += ["--epochs", args.epochs, "--color", args.color, "--overwrite"]
+    common += ["--epochs", args.epochs, "--color", args.color, *["--overwrite"][: args.overwrite]]
     runs = {"U-Net MSE": (train_unet, ["--loss", "mse"]),
             "U-Net L1": (train_unet, ["--loss", "l1"]),
             "GAN": (train_gan, [])}

@@ -334,6 +334,19 @@ def test_cifar10_that_cannot_be_downloaded_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_to_a_disk_that_is_not_there_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:1/cifar.tar.gz")
+    (tmp_path / "datasets").symlink_to(tmp_path / "disk")
+    with pytest.raises(data.DataError):
+        data.load_pictures("cifar10", tmp_path / "datasets", 32, train=True)
+    assert (tmp_path / "datasets").is_symlink()
+
+
+def test_a_misspelt_data_set_is_not_made_up():
+    with pytest.raises(data.DataError, match="CIFAR10"):
+        data.load_pictures("CIFAR10", "datasets", 32, train=True)
+
+
 def test_a_server_that_never_answers_is_a_no(tmp_path, monkeypatch):
     assert data.DOWNLOAD_TIMEOUT == 10
     monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.2)

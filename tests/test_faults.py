@@ -262,6 +262,8 @@ def test_exhausted_memory_in_evaluating_says_what_to_lower(photos, world, fails,
 @pytest.mark.parametrize("error", [
     OUT_OF_MEMORY, MemoryError(), RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ])
 def test_exhausted_memory_says_what_to_lower(script, error, tiny, fails, monkeypatch):
     def full(*args):

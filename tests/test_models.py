@@ -82,14 +82,19 @@ def test_the_unets_keep_the_picture_size_and_stay_within_tanh(network, size):
 
 
 @pytest.mark.parametrize("network", UNETS)
-def test_every_skip_of_the_unets_reaches_the_output(network):
+def test_every_level_of_the_way_up_sees_that_of_the_way_down(network):
     unet = network(3, width=4).eval()
-    gray = torch.rand(1, 1, 32, 32)
-    whole = unet(gray)
-    for name in ("enc1", "enc2", "enc3", "enc4", "bottom"):
-        hook = getattr(unet, name).register_forward_hook(lambda module, x, y: 1 + y)
-        assert not torch.equal(unet(gray), whole), name
-        hook.remove()
+    on_the_way_down, on_the_way_up = {}, {}
+    for level in "1234":
+        after = getattr(unet, f"dec{level}" if network is models.UNet else f"act{level}")
+        after.register_forward_pre_hook(
+            lambda module, inputs, level=level: on_the_way_up.update({level: inputs[0]}))
+        getattr(unet, f"enc{level}").register_forward_hook(
+            lambda module, inputs, y, level=level: on_the_way_down.update({level: y}))
+    unet(torch.rand(1, 1, 32, 32))
+    for level in "1234":
+        skip = on_the_way_down[level]
+        assert torch.equal(on_the_way_up[level][:, -skip.shape[1]:], skip) and skip.std() > 0
 
 
 def test_the_average_forgets_over_a_tenth_of_the_steps():
@@ -237,6 +242,13 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_whole(checkpoint, monkeypat
         models.save_checkpoint(path, "train_unet", {}, 4, [], generator=generator)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["last.pt"]
+
+
+def test_two_writers_of_one_process_number_do_not_meet(tmp_path):
+    with models.replacing(tmp_path / "a") as a, models.replacing(tmp_path / "b") as b:
+        a.write(b"of a")
+        b.write(b"of b")
+    assert (tmp_path / "a").read_bytes() == b"of a" and (tmp_path / "b").read_bytes() == b"of b"
 
 
 def test_a_folder_or_a_device_is_never_replaced_by_a_file(tmp_path):

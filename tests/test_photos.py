@@ -103,6 +103,12 @@ def test_sixteen_bits_are_scaled_not_clipped(colorize, tmp_path):
     assert np.abs(outputs[0] - outputs[2]).max() <= 2
 
 
+@pytest.mark.parametrize("name", ["bytes.png", "bytes.tif"])
+def test_bytes_in_sixteen_bits_stay_bytes(name, tmp_path):
+    Image.fromarray(np.array([[0, 100, 255]], dtype=np.uint16)).save(tmp_path / name)
+    assert np.asarray(data.read_picture(tmp_path / name))[0, :, 0].tolist() == [0, 100, 255]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (33, 15), (300, 300)])
 def test_every_size_is_kept(size, colorize, tmp_path):
     scene(*size).save(tmp_path / "photo.png")
@@ -272,16 +278,16 @@ def test_an_output_that_exists_is_kept_and_counts_as_done(colorize, tmp_path):
     scene().save(album / "c.jpg")
     status, names, errors = colorize(album)
     assert (status, names) == (0, ["a.png", "b.png", "c.png"])
-    assert errors == "kept 2, replace them with --overwrite\n"
+    assert errors == "kept 2: --overwrite replaces, another --out-dir keeps them\n"
     assert output.read_bytes() == b"precious"
     scene().save(album / "a.webp")  # of the stem of another one: both have new names
     status, names, errors = colorize(album)
     assert (status, names) == (0, ["a.jpg.png", "a.png", "a.webp.png", "b.png", "c.png"])
-    assert errors.startswith("kept 2,") and output.read_bytes() == b"precious"
+    assert errors.startswith("kept 2:") and output.read_bytes() == b"precious"
     (album / "d.jpg").write_bytes(b"junk")
     status, _, errors = colorize(album)
-    assert status == 1 and errors.endswith("kept 4, replace them with --overwrite\n"
-                                           "1 of 5 pictures were skipped\n")
+    assert status == 1 and errors.endswith("kept 4: --overwrite replaces, another --out-dir keeps "
+                                           "them\n1 of 5 pictures were skipped\n")
     (album / "a.webp").unlink()
     (album / "d.jpg").unlink()
     status, _, errors = colorize(album, "--overwrite")
@@ -295,6 +301,24 @@ def test_a_photo_is_never_replaced_by_its_own_colors(colorize, tmp_path):
     before = photo.read_bytes()
     status, _, errors = colorize(photo, "--overwrite")
     assert status == 2 and "another --out-dir" in errors and photo.read_bytes() == before
+
+
+def test_a_photo_is_not_replaced_where_its_folder_has_two_names(colorize, tmp_path):
+    scene().save(tmp_path / "photo.png")
+    (tmp_path / "out").mkdir()  # one file of two names, as in a folder that is mounted twice
+    os.link(tmp_path / "photo.png", tmp_path / "out" / "photo.png")
+    before = (tmp_path / "photo.png").read_bytes()
+    status, _, errors = colorize(tmp_path / "photo.png", "--overwrite")
+    assert status == 2 and "another --out-dir" in errors
+    assert (tmp_path / "photo.png").read_bytes() == before
+
+
+def test_photos_of_one_path_on_two_drives_both_have_a_name(monkeypatch):
+    drives, abspath = {"d": "D:", "e": "E:"}, os.path.abspath
+    monkeypatch.setattr(os.path, "abspath", lambda path: abspath(path) if isinstance(
+        path, str) else f"{drives[path.parts[0]]}/DCIM/x.jpg")
+    assert names_of(["d/DCIM/x.jpg", "e/DCIM/x.jpg"]) == {
+        "d/DCIM/x.jpg": "D/DCIM/x.jpg.png", "e/DCIM/x.jpg": "E/DCIM/x.jpg.png"}
 
 
 def test_what_was_painted_into_a_folder_is_not_painted_again(colorize, tmp_path):

@@ -240,18 +240,38 @@ def test_the_discriminator_sees_painted_colors_with_the_luma_of_real_ones(
     assert len(errors) >= 12 and max(errors) < 1e-5
 
 
-def test_each_loss_of_the_gan_has_the_target_of_its_formula(tiny, monkeypatch):
-    targets, cross_entropy = [], F.binary_cross_entropy_with_logits
+@pytest.mark.parametrize("script", [train_gan, train_nogan])
+def test_each_adversarial_loss_has_the_pictures_and_the_target_of_its_formula(
+    script, tiny, monkeypatch
+):
+    forward, cross_entropy = models.Discriminator.forward, F.binary_cross_entropy_with_logits
+    verdicts, losses = [], []
+
+    def judge(self, gray, color):
+        in_bytes = 127.5 * (color + 1)  # of painted colours no whole numbers
+        real = torch.allclose(in_bytes, in_bytes.round(), atol=1e-3)
+        verdicts.append((forward(self, gray, color), real))
+        return verdicts[-1][0]
 
     def spy(logits, target):
-        targets.append(target.unique().tolist())
+        [real] = [real for verdict, real in verdicts if verdict is logits]
+        losses.append((real, round(target.unique().item(), 5)))
         return cross_entropy(logits, target)
 
+    monkeypatch.setattr(models.Discriminator, "forward", judge)
     monkeypatch.setattr(F, "binary_cross_entropy_with_logits", spy)
-    tiny(train_gan.main)
-    smoothed = pytest.approx([train_gan.REAL_LABEL])
-    assert 0.5 < train_gan.REAL_LABEL < 1
-    assert targets == [smoothed, [0], [1]] * 4  # D: real, generated; G: generated as if real
+    tiny(script.main)
+    assert 0.5 < script.REAL_LABEL < 1
+    of_d, of_g = [(True, script.REAL_LABEL), (False, 0)], [(False, 1)]  # G: painted as if real
+    alone = of_d * 4 if script is train_nogan else []
+    assert losses == alone + (of_d + of_g) * 4
+
+
+def test_without_l1_the_discriminator_alone_teaches_the_generator(tiny):
+    torch.manual_seed(0)
+    first = models.UNet(3, width=4).head.weight
+    trained = weights(tiny(train_gan.main, "--l1", 0))
+    assert not torch.equal(trained["generator_in_training.head.weight"], first)
 
 
 @pytest.mark.parametrize("script, flag, low, high", [
@@ -391,6 +411,10 @@ def test_resuming_goes_on_in_the_checkpoints_own_folder(tiny, fails, monkeypatch
     monkeypatch.chdir(moved)
     train_unet.main(["--resume", "last.pt", "--epochs", "3"])
     assert len(log(moved)) == 3 and (run / "last.pt").read_bytes() == before
+    link = run.parent / "link.pt"
+    link.symlink_to(moved / "last.pt")
+    train_unet.main(["--resume", str(link), "--epochs", "4"])
+    assert len(log(moved)) == 4 and not (run.parent / "log.csv").exists()
     assert f"{run} holds a run" in fails(train_unet.main, ["--resume", "last.pt", "--out", run])
 
 
