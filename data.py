@@ -102,7 +102,7 @@ def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
     if dataset == "folder":
         return _load_folder(Path(data_dir), size, train, limit, seed)
     if dataset != "shapes" or size > 128:
-        raise DataError(f"--dataset {dataset} cannot be made at --size {size}: use 128 or less")
+        raise DataError(f"cannot make {dataset} of --size {size}: use shapes, of 128 or less")
     n, shapes_seed = (SHAPES_TRAIN, SHAPES_TRAIN_SEED) if train else (SHAPES_TEST, SHAPES_TEST_SEED)
     chosen = torch.from_numpy(_draw(n, limit, seed))
     # In parts, because the floats that they are painted in need many times the memory.
@@ -373,8 +373,8 @@ def _class_labels(root, paths):
 def read_picture(path):
     """A picture file of any mode as an upright RGB PIL image, in sRGB by its colour profile.
 
-    16-bit values are scaled to 8, transparency is laid over white; `info` keeps EXIF and dpi.
-    Pillow does not warn. Raises what Pillow raises, and DataError where values' range is unknown.
+    16-bit values are scaled to 8 bits unless none is above 255, transparency is laid over white;
+    `info` keeps EXIF and dpi. Raises what Pillow raises, and DataError for values of unknown range.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

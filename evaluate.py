@@ -506,7 +506,7 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except (RuntimeError, MemoryError) as error:
-            words = "tried to allocate", "out of memory", "ALLOC_FAILED"  # torch's, CUDA's
+            words = "allocate memory", "to allocate", "out of memory", "ALLOC_FAILED"  # torch's
             if not isinstance(error, MemoryError) and not any(x in str(error) for x in words):
                 raise
             message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"
@@ -585,10 +585,10 @@ def colorize_photos(args, generator, trained):
     if _real(args.out_dir) in map(_real, args.images):
         raise models.RunError(f"--out-dir {args.out_dir} is one of --images: choose another")
     pairs, done, kept = list_photos(args.images, Path(args.out_dir)), 0, 0
-    originals = {os.stat(photo)[1:3] for photo, _ in pairs if os.path.exists(photo)}
+    own = {_real(x) for x, _ in pairs} | {os.stat(x)[1:3] for x, _ in pairs if os.path.exists(x)}
     for count, (photo, output) in enumerate(pairs, 1):
         try:
-            if output.exists() and os.stat(output)[1:3] in originals:
+            if _real(output) in own or output.exists() and os.stat(output)[1:3] in own:
                 raise FileExistsError(f"{output} is one of the photos: choose another --out-dir")
             if output.is_file() and not args.overwrite:
                 kept += 1
@@ -607,7 +607,7 @@ def colorize_photos(args, generator, trained):
         print(f"{count}/{len(pairs)} {photo} -> {output}", flush=True)
     skipped = len(pairs) - done - kept
     if kept:
-        print(f"kept {kept}: --overwrite replaces, another --out-dir keeps them", file=sys.stderr)
+        print(f"kept {kept} that exist: --overwrite replaces them", file=sys.stderr)
     if skipped == len(pairs):
         raise models.RunError(f"no picture was colorized of the {len(pairs)} in --images: "
                               "see above, or give picture files or folders of them")
@@ -697,7 +697,7 @@ def main(argv=None):
     for path, title, flags in [(None, "truth", {"color": "rgb"}), *zip(args.ckpt, titles, trained)]:
         generator = load(path) if path else None
         pairs = colorize(generator, images, flags["color"], args.batch_size, args.saturation)
-        if args.save_pictures:  # of gray, which has no path, the truth beside it
+        if args.save_pictures:  # gray has no path: in its turn the truth is saved
             pairs = save_pictures(pairs, 0 if path else 1, Path(args.save_pictures, title))
         metrics, psnr_of_each = measure(pairs)
         if not rows:

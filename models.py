@@ -44,13 +44,13 @@ def in_short(error):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1, padded by 1; on a CPU, of 2x2 maps as a matrix product."""
+    """A 3x3 convolution of stride 1; on a CPU, of 2x2 maps (a U-Net's bottom), a matrix product."""
 
     def forward(self, x):  # (N, C, H, W) -> (N, C', H, W)
-        if x.device.type == "cpu" and x.shape[2:] == (2, 2):  # the U-Net's bottom for 32 pixels
+        if x.device.type == "cpu" and x.shape[2:] == (2, 2):  # there oneDNN takes twice as long
             patches = F.unfold(x, kernel_size=3, padding=1).mT  # (N, 4, 9 C)
             return F.linear(patches, self.weight.flatten(1), self.bias).mT.unflatten(2, (2, 2))
-        return super().forward(x)  # by oneDNN, made for larger maps; at 2x2 it takes twice as long
+        return super().forward(x)
 
 
 def _convolution(channels_in, channels_out, kernel_size, stride=1, padding=1):
@@ -341,7 +341,7 @@ def replacing(path):
     """
     if Path(path).exists() and not Path(path).is_file():
         raise RunError(f"cannot write {path}: it is a folder or a device, choose another place")
-    beside = Path(path).with_name(f".{os.getpid()}-{time.time_ns()}.new")  # containers share ids
+    beside = Path(path).with_name(f".{os.getpid()}-{os.urandom(4).hex()}.new")  # ids are shared
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -468,8 +468,8 @@ def parse_args(parser, script, argv, stages=()):
         raise RunError(f"{args.resume} is a run of {checkpoint['script']}.py: resume it with that")
     saved, stage = checkpoint["args"], checkpoint.get("stage")
     past = {f"{name}_epochs" for name in stages[: stages.index(stage) if stage in stages else 0]}
-    given = os.path.realpath(args.resume) if os.path.islink(args.resume) else args.resume
-    saved["out"] = str(Path(given).parent)  # wherever the folder now lies
+    places = [Path(path).parent for path in (args.resume, os.path.realpath(args.resume))]
+    saved["out"] = str(next((x for x in places if (x / "log.csv").exists()), places[0]))
     args = parser.parse_args(argv, argparse.Namespace(**saved))
     if saved.get("processes", 1) != PROCESSES:
         raise RunError(f"{args.resume} is of {saved.get('processes', 1)} processes, not "

@@ -17,8 +17,8 @@ times --saturation:
 
 The judge is of another family than NoGAN's classifier, which would favour NoGAN: torchvision's
 ResNet-18, cut down for 32 pixels, or with --judge small a network unrelated to either. An order
-that both judges give is one to believe. --judge-file keeps it, for rows of the same training
-pictures; training it takes some minutes on two CPU cores.
+that both judges give is one to believe. --judge-file keeps it, for these test pictures alone;
+training it takes some minutes on two CPU cores.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def find_judge(args, device, test_images):
         saved = torch.load(path, map_location=device, weights_only=True)
         if saved["kind"] != args.judge:
             raise models.RunError(f"{path} is a judge of kind {saved['kind']}: give another file")
-        if saved["test_pictures"] != data.fingerprint(test_images):
+        if saved.get("test_pictures") != data.fingerprint(test_images):
             raise models.RunError(f"{path} is a judge of other pictures: give another --judge-file")
         judge = build_judge(args.judge, len(saved["state"]["fc.bias"]))
         judge.load_state_dict(saved["state"])

@@ -334,6 +334,7 @@ def test_cifar10_that_cannot_be_downloaded_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_a_link_to_a_disk_that_is_not_there_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:1/cifar.tar.gz")
     (tmp_path / "datasets").symlink_to(tmp_path / "disk")
@@ -343,7 +344,7 @@ def test_a_link_to_a_disk_that_is_not_there_stays(tmp_path, monkeypatch):
 
 
 def test_a_misspelt_data_set_is_not_made_up():
-    with pytest.raises(data.DataError, match="CIFAR10"):
+    with pytest.raises(data.DataError, match="cannot make CIFAR10 .*: use shapes"):
         data.load_pictures("CIFAR10", "datasets", 32, train=True)
 
 

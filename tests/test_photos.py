@@ -278,16 +278,16 @@ def test_an_output_that_exists_is_kept_and_counts_as_done(colorize, tmp_path):
     scene().save(album / "c.jpg")
     status, names, errors = colorize(album)
     assert (status, names) == (0, ["a.png", "b.png", "c.png"])
-    assert errors == "kept 2: --overwrite replaces, another --out-dir keeps them\n"
+    assert errors == "kept 2 that exist: --overwrite replaces them\n"
     assert output.read_bytes() == b"precious"
     scene().save(album / "a.webp")  # of the stem of another one: both have new names
     status, names, errors = colorize(album)
     assert (status, names) == (0, ["a.jpg.png", "a.png", "a.webp.png", "b.png", "c.png"])
-    assert errors.startswith("kept 2:") and output.read_bytes() == b"precious"
+    assert errors.startswith("kept 2 that") and output.read_bytes() == b"precious"
     (album / "d.jpg").write_bytes(b"junk")
     status, _, errors = colorize(album)
-    assert status == 1 and errors.endswith("kept 4: --overwrite replaces, another --out-dir keeps "
-                                           "them\n1 of 5 pictures were skipped\n")
+    assert status == 1 and errors.endswith("kept 4 that exist: --overwrite replaces them\n"
+                                           "1 of 5 pictures were skipped\n")
     (album / "a.webp").unlink()
     (album / "d.jpg").unlink()
     status, _, errors = colorize(album, "--overwrite")
@@ -310,6 +310,7 @@ def test_a_photo_is_not_replaced_where_its_folder_has_two_names(colorize, tmp_pa
     before = (tmp_path / "photo.png").read_bytes()
     status, _, errors = colorize(tmp_path / "photo.png", "--overwrite")
     assert status == 2 and "another --out-dir" in errors
+    assert (tmp_path / "photo.png").samefile(tmp_path / "out" / "photo.png")
     assert (tmp_path / "photo.png").read_bytes() == before
 
 
