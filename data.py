@@ -102,7 +102,7 @@ def load_pictures(dataset, data_dir, size, train, limit=None, seed=0):
     if dataset == "folder":
         return _load_folder(Path(data_dir), size, train, limit, seed)
     if dataset != "shapes" or size > 128:
-        raise DataError(f"cannot make {dataset} of --size {size}: use shapes, of 128 or less")
+        raise DataError(f"cannot make {dataset} of --size {size}: use shapes, --size 128 or less")
     n, shapes_seed = (SHAPES_TRAIN, SHAPES_TRAIN_SEED) if train else (SHAPES_TEST, SHAPES_TEST_SEED)
     chosen = torch.from_numpy(_draw(n, limit, seed))
     # In parts, because the floats that they are painted in need many times the memory.

@@ -77,7 +77,7 @@ PROMISES = [
      "CIFAR-10 is not whole at unpacked/cifar-10-python.tar.gz"),
     ("CIFAR-10 of another size", "train_unet --size 48 --out new", "use --size 32"),
     ("pictures too small for D", "train_gan --dataset shapes --size 16 --out new", "use patch"),
-    ("shapes too large", "train_unet --dataset shapes --size 512 --out new", "use 128 or less"),
+    ("shapes too large", "train_unet --dataset shapes --size 512 --out new", "use shapes, --size 128 or less"),
     ("a device of no kind", "train_unet --dataset shapes --device nonsense --out new",
      "--device nonsense cannot be used: use --device auto or cpu"),
     ("a device that does not train", "train_unet --dataset shapes --device meta --out new",
