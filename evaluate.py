@@ -426,9 +426,8 @@ class Run:
             metrics, _ = measure(colorize(generator, self.validation, self.args.color))
             shown = {name: metrics[name] for name in ("psnr", "colorfulness_ratio")}
         self._stop_unless_finite(metrics)
-        stage = {"stage": self.stage_name} if self.stage_name else {}
-        self.history.append({"epoch": self.epoch, **stage, **self.losses, **metrics,
-                             "pictures_per_s": rate})
+        row = {"epoch": self.epoch} | ({"stage": self.stage_name} if self.stage_name else {})
+        self.history.append(row | self.losses | metrics | {"pictures_per_s": rate})
         start = "\r\x1b[K" if sys.stdout.isatty() else ""
         minutes, seconds = divmod(round(self._seconds_left()), 60)
         print(f"{start}epoch {self.epoch}/{self.epochs}  {_numbers(self.losses)}  validation "
@@ -575,7 +574,7 @@ def list_photos(inputs, out_dir):
 
 
 def colorize_photos(args, generator, trained):
-    """Colorize each photo of --images into --out-dir; name and skip what cannot be done.
+    """Colorize each photo of --images into --out-dir, over none of them; name and skip what fails.
 
     An output that is there is done. Exits with 1 when some could not be, RunError when none could.
     """
@@ -585,7 +584,8 @@ def colorize_photos(args, generator, trained):
     if _real(args.out_dir) in map(_real, args.images):
         raise models.RunError(f"--out-dir {args.out_dir} is one of --images: choose another")
     pairs, done, kept = list_photos(args.images, Path(args.out_dir)), 0, 0
-    own = {_real(x) for x, _ in pairs} | {os.stat(x)[1:3] for x, _ in pairs if os.path.exists(x)}
+    own = {_real(x) for x, _ in pairs}  # and (inode, device), where a folder has two names:
+    own |= {os.stat(x)[1:3] for x, _ in pairs if os.path.exists(x)}
     for count, (photo, output) in enumerate(pairs, 1):
         try:
             if _real(output) in own or output.exists() and os.stat(output)[1:3] in own:

@@ -341,7 +341,7 @@ def replacing(path):
     """
     if Path(path).exists() and not Path(path).is_file():
         raise RunError(f"cannot write {path}: it is a folder or a device, choose another place")
-    beside = Path(path).with_name(f".{os.getpid()}-{os.urandom(4).hex()}.new")  # ids are shared
+    beside = Path(path).with_name(f".{os.getpid()}-{os.urandom(4).hex()}.new")  # pids may recur
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -468,7 +468,7 @@ def parse_args(parser, script, argv, stages=()):
         raise RunError(f"{args.resume} is a run of {checkpoint['script']}.py: resume it with that")
     saved, stage = checkpoint["args"], checkpoint.get("stage")
     past = {f"{name}_epochs" for name in stages[: stages.index(stage) if stage in stages else 0]}
-    places = [Path(path).parent for path in (args.resume, os.path.realpath(args.resume))]
+    places = [Path(x).parent for x in (args.resume, os.path.realpath(args.resume))]  # of a link
     saved["out"] = str(next((x for x in places if (x / "log.csv").exists()), places[0]))
     args = parser.parse_args(argv, argparse.Namespace(**saved))
     if saved.get("processes", 1) != PROCESSES:
