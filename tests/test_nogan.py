@@ -265,6 +265,7 @@ def test_a_flag_of_the_method_changes_what_is_learned(flag, low, high, tiny):
     assert not all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_feature_weight_keeps_the_generator_near_the_truth(tiny):
     losses = []
     for weight in (0, 300):

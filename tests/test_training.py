@@ -285,6 +285,7 @@ def test_a_flag_of_the_method_changes_what_is_learned(script, flag, low, high, t
     assert not all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_l1_keeps_the_generator_near_the_truth(tiny):
     errors = [float(log(tiny(train_gan.main, "--l1", l1, "--epochs", 8, out=f"{l1}"))[-1]["l1"])
               for l1 in (0, 100)]
