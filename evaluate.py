@@ -235,7 +235,8 @@ def draw_curves(runs):
             draw.line([(left, y), (left + 500, y)], "#d8dee4", 2)
             draw.text((left - 16, y), f"{value:.3g}", soft, font, anchor="rm")
         for epoch in {1, (1 + last) // 2, last}:
-            draw.text((point(epoch, low)[0], top + 274), str(epoch), soft, font, anchor="ma")
+            text = f"epoch {epoch}" if epoch == 1 else str(epoch)
+            draw.text((point(epoch, low)[0], top + 270), text, soft, font, anchor="ma")
         for _, history, color in runs:
             stages = itertools.groupby(history, key=lambda row: row.get("stage"))
             for j, (stage, part) in enumerate((stage, list(part)) for stage, part in stages):
@@ -243,7 +244,7 @@ def draw_curves(runs):
                 if stage and points:
                     x = point(part[0]["epoch"] - 0.5 * (j > 0), low)[0]
                     draw.line([(x, top), (x, top + 260)], soft, 2)
-                    draw.text((x + 6, top + 2 + 26 * (j % 2)), stage, soft, font)
+                    draw.text((x, top + 300 + 26 * (j % 2)), stage, soft, font)
                 draw.line(points, color, 4)
                 for x, y in points:
                     draw.ellipse((x - 5, y - 5, x + 5, y + 5), color)
@@ -434,9 +435,8 @@ class Run:
               f"{_numbers(shown)}  {rate:,.0f} pictures/s  {minutes}m{seconds:02d}s left"
               + " in this stage" * bool(self.stage_name), flush=True)
         if generator:  # of evenly spaced pictures, because --split hue has sorted them
-            pictures = self.validation[:: max(1, len(self.validation) // FIGURE_RANDOM)]
-            output = [("output", generator, self.args.color)]
-            grid = draw_comparison(output, pictures[:FIGURE_RANDOM])
+            images = self.validation[:: max(1, len(self.validation) // FIGURE_RANDOM)]
+            grid = draw_comparison([("output", generator, self.args.color)], images[:FIGURE_RANDOM])
             save_picture(grid, self.out / "samples" / f"epoch_{self.epoch:03d}.png")
         self.save(self.epoch)
 

@@ -311,21 +311,23 @@ def test_curves_show_the_numbers_of_the_log():
 def test_curves_name_each_stage_where_it_begins(monkeypatch):
     words, text = [], evaluate.ImageDraw.ImageDraw.text
     monkeypatch.setattr(evaluate.ImageDraw.ImageDraw, "text", lambda self, at, what, *args, **kw: (
-        words.append((what, at[0])) or text(self, at, what, *args, **kw)))
+        words.append((what, at)) or text(self, at, what, *args, **kw)))
     history = [{"epoch": 1, "stage": "generator", "feature": 1.0, "psnr": 24.0},
                {"epoch": 2, "stage": "generator", "feature": 0.5, "psnr": 25.0},
                {"epoch": 3, "stage": "critic", "accuracy": 0.9},
                {"epoch": 4, "stage": "gan", "feature": 0.75, "psnr": 24.5, "pictures_per_s": 9.0}]
     figure = evaluate.draw_curves([("nogan", history)])
-    x = {}
+    x, y = {}, {}
     for what, at in words:
-        x.setdefault(what, at)
-    assert {"nogan", "feature", "psnr", "generator", "gan", "1", "2", "4", "24", "25"} <= x.keys()
+        x.setdefault(what, at[0]), y.setdefault(what, at[1])
+    assert {"nogan", "feature", "psnr", "generator", "gan"} <= x.keys()
+    assert {"epoch 1", "2", "4", "24", "25"} <= x.keys()
     assert "pictures_per_s" not in x and "stage" not in x
     assert x["generator"] < x["2"] < x["gan"] < x["4"]
     counts = collections.Counter(what for what, _ in words)  # feature and psnr, and accuracy
     assert (counts["generator"], counts["critic"], counts["gan"]) == (2, 1, 2)
-    assert figure.getpixel(((round(x["gan"]) - 6) // 2, 120)) != (255, 255, 255)  # a line
+    assert min(y["generator"], y["gan"]) > y["epoch 1"] > 380  # below the panel, not on its curves
+    assert figure.getpixel((round(x["gan"]) // 2, 120)) != (255, 255, 255)  # a line
 
 
 def test_curves_of_several_checkpoints_are_one_picture(tiny, tmp_path, monkeypatch):
