@@ -412,10 +412,10 @@ def _read_thumbnail(path, size):
 def make_shapes(n, size, seed, chosen=slice(None)):
     """n made-up scenes: sky above, ground below, and one object whose colour may be a surprise.
 
-    Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow: lightness varies, so
-    the shape tells the colour and the gray level does not. A triangle (label 2) is orange or blue,
-    equally likely. The two have equal luma and almost equal L*, and their mean in RGB is gray:
-    nothing in the gray picture tells which one it was.
+    Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow, and the lightest:
+    lightness varies, the shape tells the colour. A triangle (label 2) is orange or blue, equally
+    likely. The two have equal luma and almost equal L*, and their mean in RGB is gray: nothing in
+    the gray picture tells which one it was.
 
     Only the k `chosen` ones are painted, and returned: images uint8 (k, 3, size, size), labels
     int64 (k,), and the objects' pixels, bool (k, size, size).

@@ -313,7 +313,7 @@ def mixed_precision(device, amp):
 
 
 def learning_rate(lr, progress):
-    """`lr` up to a `progress` of 0.5, then linearly down to 0 at 1, as in pix2pix."""
+    """`lr` up to a `progress` of 0.5, then linearly down to 0 at 1, as in CycleGAN."""
     return lr * min(1.0, 2 * (1 - progress))
 
 

@@ -16,7 +16,7 @@ times --saturation:
                 above the truth's, a checkerboard (Odena et al., 2016, doi:10.23915/distill.00003)
 
 The judge is of another family than NoGAN's classifier, which would favour NoGAN: torchvision's
-ResNet-18, cut down for 32 pixels, or with --judge small a network unrelated to either. An order
+ResNet-18, cut down for 32 pixels, or with --judge small a network of other layers. An order
 that both judges give is one to believe. --judge-file keeps it, for these test pictures alone;
 training it takes some minutes on two CPU cores.
 """
@@ -46,7 +46,7 @@ PEAK_RATE = 2e-3  # AdamW's, reached after a fifth of the steps
 
 
 class Small(nn.Module):
-    """5x5 convolutions and GroupNorm: nothing in common with a ResNet or a VGG but the data."""
+    """5x5 convolutions and GroupNorm, where a ResNet or a VGG has 3x3 ones and BatchNorm."""
 
     def __init__(self, classes, width=32):
         super().__init__()
