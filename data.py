@@ -27,7 +27,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision
 from PIL import Image, ImageCms, ImageOps
 
 CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
@@ -240,7 +239,7 @@ def _load_cifar10(root, size, train, limit, seed):
     if size != 32:
         raise DataError(f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32, or "
                         "--dataset folder")
-    cifar10 = torchvision.datasets.CIFAR10
+    from torchvision.datasets import CIFAR10 as cifar10  # takes seconds, so not at the start
     names = [*dict(cifar10.train_list + cifar10.test_list), "batches.meta", "readme.html", "."]
     written = [root / cifar10.base_folder / name for name in names] + [root / cifar10.filename]
     new = [path for path in (*written, root, *root.parents) if not os.path.lexists(path)]

@@ -35,8 +35,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.transforms.v2.functional import gaussian_blur
-from torchvision.utils import make_grid
 
 import data
 import models
@@ -64,9 +62,11 @@ def psnr(output, truth):
 
 def ssim(output, truth):
     """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, full ones only."""
+    window = torch.exp(-torch.linspace(-5, 5, 11, device=truth.device) ** 2 / (2 * 1.5**2))
+    row = (window / window.sum()).expand(3, 1, 1, 11)
 
-    def blur(x):  # (N, 3, H, W) -> (N, 3, H - 10, W - 10)
-        return gaussian_blur(x, [11, 11], [1.5, 1.5])[:, :, 5:-5, 5:-5]
+    def blur(x):  # (N, 3, H, W) -> (N, 3, H - 10, W - 10), first sideways, then downwards
+        return F.conv2d(F.conv2d(x, row, groups=3), row.mT, groups=3)
 
     mean_o, mean_t = blur(output), blur(truth)
     var_o, var_t = blur(output**2) - mean_o**2, blur(truth**2) - mean_t**2
@@ -178,14 +178,14 @@ def draw_figure(columns, row_labels=()):
     """
     font, gap, top = ImageFont.load_default(13), 4, 22  # top: the titles' height
     left = 62 if row_labels else gap
-    pictures = torch.stack([images.cpu() for _, images in columns], dim=1).flatten(0, 1)
-    scale = max(1, 96 // pictures.shape[3])  # small pictures are enlarged to about 96 pixels
-    pictures = pictures.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    cell_h, cell_w = (side + gap for side in pictures.shape[2:])
-    grid = make_grid(pictures.clamp(0, 1), nrow=len(columns), padding=gap, pad_value=1)
-    grid = Image.fromarray((255 * grid).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    figure = Image.new("RGB", (left - gap + grid.width, top - gap + grid.height), "white")
-    figure.paste(grid, (left - gap, top - gap))
+    cells = torch.stack([images.cpu() for _, images in columns], dim=1)  # (rows, columns, 3, H, W)
+    scale = max(1, 96 // cells.shape[4])  # small pictures are enlarged to about 96 pixels
+    cells = cells.repeat_interleave(scale, 3).repeat_interleave(scale, 4)
+    cells = F.pad((255 * cells.clamp(0, 1)).round().byte(), (0, gap, 0, gap), value=255)
+    cell_h, cell_w = cells.shape[3:]
+    grid = Image.fromarray(cells.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())
+    figure = Image.new("RGB", (left + grid.width, top + grid.height), "white")
+    figure.paste(grid, (left, top))
     draw = ImageDraw.Draw(figure)
     for i, (title, _) in enumerate(columns):
         while draw.textbbox((0, 0), title, font)[2] > cell_w - gap:  # a long name's beginning

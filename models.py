@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 CHECKPOINT_FORMAT = 2  # 1: U-Nets that went up by transposed convolutions
@@ -213,8 +212,9 @@ class VGG16(nn.Module):
 
     def __init__(self):
         super().__init__()
+        from torchvision.models import vgg16_bn  # takes seconds, so not at the start
         with torch.device("meta"):  # no memory, no time for what will be loaded or left out
-            layers = torchvision.models.vgg16_bn().features[: self.map_layers[-1] + 1]
+            layers = vgg16_bn().features[: self.map_layers[-1] + 1]
         self.layers = layers.to_empty(device="cpu")
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet's
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
@@ -230,7 +230,8 @@ class VGG16(nn.Module):
 
     def load_imagenet(self):
         """Load torchvision's ImageNet weights, cached or downloaded. Raises RunError."""
-        weights = torchvision.models.VGG16_BN_Weights.IMAGENET1K_V1
+        from torchvision.models import VGG16_BN_Weights
+        weights = VGG16_BN_Weights.IMAGENET1K_V1
         try:
             state = weights.get_state_dict(check_hash=True, weights_only=True)
             state = {name.removeprefix("features."): value for name, value in state.items()}

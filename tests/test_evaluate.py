@@ -1,9 +1,11 @@
 """Each metric against a plain, slow, independent computation, and at its fixed points."""
 
+import ast
 import collections
 import json
 import math
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,6 +294,14 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, fail
     line = fails(evaluate.main, ["--ckpt", run / "last.pt", "--figure", figure])
     assert f"cannot write {figure}" in line and "No space left" in line
     assert figure.read_bytes() == b"the old one" and not list(tmp_path.glob("*.new"))
+
+
+def test_no_command_waits_for_torchvision_before_it_needs_it():
+    for script in Path(evaluate.__file__).parent.glob("*.py"):
+        at_the_start = [ast.unparse(node) for node in ast.parse(script.read_text("utf-8")).body
+                        if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert "import torch" in at_the_start
+        assert not any("torchvision" in line for line in at_the_start)
 
 
 def test_curves_show_the_numbers_of_the_log():
