@@ -37,6 +37,8 @@ DOWNLOAD_TIMEOUT = 10  # seconds to wait for a silent server; torchvision would 
 NO_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR"}  # formats that Pillow knows and does not decode
 CAMERA_SUFFIXES = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # plug-ins'
 Image.MAX_IMAGE_PIXELS = 2**28  # Pillow refuses twice that, 2 GB; phones make 200 megapixels
+# AMD's torch for Windows is built without torch.distributed, of which it lacks even this:
+dist.is_initialized = getattr(dist, "is_initialized", lambda: False)
 
 
 class DataError(Exception):
@@ -151,10 +153,7 @@ def is_gray(images):
 
 
 def split_random(n, fraction, seed):
-    """Train and validation indices: a seeded permutation of n, cut at `fraction`.
-
-    Both are int64 tensors, and neither is empty for n >= 2.
-    """
+    """Train and validation indices, int64: a seeded permutation of n >= 2, cut, neither empty."""
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n).astype(np.int64))
     held_out = min(max(round(n * fraction), 1), max(n - 1, 0))
     return order[held_out:], order[:held_out]

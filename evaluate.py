@@ -144,9 +144,7 @@ def colorize(generator, images, color, batch_size=None, saturation=1.0):
     `generator` is put in eval mode; its device is where it happens. None stands for no colour at
     all: Rec. 601 luma in every channel. `saturation` multiplies a* and b* of what is painted.
     """
-    device = images.device if generator is None else next(generator.parameters()).device
-    if generator is not None:
-        generator.eval()
+    device = images.device if generator is None else next(generator.eval().parameters()).device
     for batch in data.in_batches(images, batch_size):
         batch = batch.to(device)
         truth = batch.float() / 255
@@ -505,7 +503,7 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except (RuntimeError, MemoryError) as error:
-            words = "allocate memory", "to allocate", "out of memory", "ALLOC_FAILED"  # torch's
+            words = "allocate memory", "to allocate", "out of memory", "ALLOC", "FIND was"
             if not isinstance(error, MemoryError) and not any(x in str(error) for x in words):
                 raise
             message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"

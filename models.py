@@ -92,10 +92,11 @@ class UNet(nn.Module):
         e3 = self.enc3(F.max_pool2d(e2, 2))  # (N, 4w, H/4, W/4)
         e4 = self.enc4(F.max_pool2d(e3, 2))  # (N, 8w, H/8, W/8)
         x = self.bottom(F.max_pool2d(e4, 2))  # (N, 16w, H/16, W/16)
-        x = self.dec4(torch.cat([self.up4(x), e4], dim=1))  # (N, 8w, H/8, W/8)
-        x = self.dec3(torch.cat([self.up3(x), e3], dim=1))  # (N, 4w, H/4, W/4)
-        x = self.dec2(torch.cat([self.up2(x), e2], dim=1))  # (N, 2w, H/2, W/2)
-        x = self.dec1(torch.cat([self.up1(x), e1], dim=1))  # (N, w, H, W)
+        # On CUDA, autocast upsamples in float32, and cat would make all of its inputs that.
+        x = self.dec4(torch.cat([self.up4(x).to(e4.dtype), e4], dim=1))  # (N, 8w, H/8, W/8)
+        x = self.dec3(torch.cat([self.up3(x).to(e3.dtype), e3], dim=1))  # (N, 4w, H/4, W/4)
+        x = self.dec2(torch.cat([self.up2(x).to(e2.dtype), e2], dim=1))  # (N, 2w, H/2, W/2)
+        x = self.dec1(torch.cat([self.up1(x).to(e1.dtype), e1], dim=1))  # (N, w, H, W)
         return torch.tanh(self.head(x).float())  # (N, out_channels, H, W)
 
     @staticmethod
@@ -234,10 +235,9 @@ class VGG16(nn.Module):
         weights = VGG16_BN_Weights.IMAGENET1K_V1
         try:
             state = weights.get_state_dict(check_hash=True, weights_only=True)
-            state = {name.removeprefix("features."): value for name, value in state.items()}
             zero = torch.tensor(0)  # BatchNorm's counters are younger than the file
-            self.layers.load_state_dict(
-                {name: state.get(name, zero) for name in self.layers.state_dict()})
+            self.layers.load_state_dict({name: state.get(f"features.{name}", zero)
+                                         for name in self.layers.state_dict()})
         except Exception as error:  # a damaged file can raise almost any exception
             file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise RunError(f"the weights of vgg16_bn are not whole at {file} and could not be "
@@ -251,7 +251,8 @@ class VGG16(nn.Module):
 def join_processes():
     """Under torchrun, wait for all of its processes: then they can work together."""
     if PROCESSES > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()  # which Windows has not
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
         if RANK > 0:  # the first one speaks for all
             sys.stdout = open(os.devnull, "w")
 
@@ -281,7 +282,7 @@ def choose_device(name):
     torch.backends.cudnn.benchmark = True
     if name == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        name = "cuda" if cuda else "mps" if mps else "cpu"
+        name = "cuda" if cuda else "mps" if mps and PROCESSES == 1 else "cpu"  # gloo has no MPS
     try:
         if name == "cuda" and PROCESSES > 1:  # each process has a card of its own
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -298,8 +299,8 @@ def amp_dtype(device, amp):
     """The 16-bit type that autocast uses under --amp, or None for float32 throughout."""
     if amp == "off" or (amp == "auto" and device.type != "cuda"):
         return None
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
+        return torch.float16  # NVIDIA's cards before Ampere only emulate bfloat16
     return torch.bfloat16
 
 
@@ -382,7 +383,6 @@ def claim(folder):
             lock = os.open(folder / "claimed", os.O_CREAT | os.O_EXCL | os.O_TEMPORARY)
         else:
             import fcntl
-
             lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -495,6 +495,9 @@ def restore(checkpoint, **objects):
             # A GradScaler that was off saved nothing, and --amp may change.
             if checkpoint[name] or name != "scaler":
                 value.load_state_dict(checkpoint[name])
+            if isinstance(value, torch.optim.Optimizer):  # on MPS, weights lie otherwise in memory
+                for p, state in value.state.items():
+                    state |= {k: torch.empty_like(p).copy_(v) for k, v in state.items() if v.dim()}
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"the checkpoint's {name} does not fit these flags and pictures, or is "
                        f"missing ({in_short(error)}): use its run's last.pt and flags") from error

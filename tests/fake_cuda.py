@@ -30,7 +30,10 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def fake():
+def fake(monkeypatch):
+    # Without a card, torch.autocast would switch itself off.
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
     with FakeTensorMode(), NoWaiting():
         yield
 
@@ -98,6 +101,19 @@ def test_the_losses_of_all_methods_are_computed_on_the_device(color, generator, 
     assert on_cuda(output, fake, logits, l1, *losses)
     with autocast:
         assert on_cuda(train_nogan.feature_loss(features(), gray, output, target, color))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("generator", models.GENERATORS)
+def test_under_autocast_convolutions_take_and_give_16_bits(generator, dtype):
+    network, taken, given = build(models.GENERATORS[generator], 3, 4), [], []
+    for module in network.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+            module.register_forward_hook(lambda module, inputs, output: (
+                taken.append(inputs[0].dtype), given.append(output.dtype)) and None)
+    with torch.autocast("cuda", dtype):
+        assert on_cuda(network(torch.zeros(2, 1, 32, 32, device="cuda")))
+    assert set(given) == set(taken[1:]) == {dtype}  # the first takes the gray picture
 
 
 @pytest.mark.parametrize("color", data.CHANNELS)

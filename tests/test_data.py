@@ -1,6 +1,7 @@
 import colorsys
 import hashlib
 import http.server
+import importlib.util
 import os
 import pickle
 import socket
@@ -703,6 +704,14 @@ def test_exhausted_memory_is_not_taken_for_a_damaged_picture(tmp_path, fails, mo
     monkeypatch.setattr(data, "read_picture", full)
     line = fails(train_unet.main, ["--dataset", "folder", "--data-dir", tmp_path])
     assert "memory is exhausted" in line and "--size" in line
+
+
+def test_a_torch_without_distributed_is_a_single_process(monkeypatch):
+    monkeypatch.delattr(torch.distributed, "is_initialized")  # as in AMD's torch for Windows
+    spec = importlib.util.spec_from_file_location("data_anew", data.__file__)
+    anew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    assert not torch.distributed.is_initialized() and anew.over_processes(3, "SUM") == 3
 
 
 PEAK = """

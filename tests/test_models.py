@@ -1,5 +1,6 @@
 import copy
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,11 +161,35 @@ def test_networks_return_float32_under_autocast():
 def test_amp_is_bfloat16_where_the_card_has_it_and_else_float16(
     device, amp, has_bf16, dtype, monkeypatch
 ):
-    def is_bf16_supported(including_emulation=True):
-        return has_bf16 or including_emulation  # emulated bfloat16 is slow and does not count
+    device, asked = torch.device(device, 0), []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (
+        asked.append(card) or ((8, 0) if has_bf16 else (7, 5))))
+    assert models.amp_dtype(device, amp) == dtype
+    assert set(asked) <= {device}  # not whichever card is the current one
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
-    assert models.amp_dtype(torch.device(device), amp) == dtype
+
+@pytest.mark.parametrize("processes, device", [(1, "mps"), (2, "cpu")])
+def test_several_processes_on_a_mac_use_the_cpu(processes, device, monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda n, device: SimpleNamespace(
+        device=torch.device(device)) if device == "mps" else zeros(n, device=device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(models, "PROCESSES", processes)
+    assert models.choose_device("auto").type == device
+
+
+@pytest.mark.parametrize("cuda, nccl, backends", [
+    (True, True, "cpu:gloo,cuda:nccl"), (True, False, "gloo"), (False, True, "gloo"),
+])
+def test_processes_talk_by_nccl_where_it_is(cuda, nccl, backends, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(torch.distributed, "init_process_group", used.append)
+    monkeypatch.setattr(models, "PROCESSES", 2)
+    models.join_processes()
+    assert used == [backends]
 
 
 @pytest.mark.parametrize("dtype, scales", [

@@ -403,6 +403,18 @@ def test_a_float32_run_can_be_resumed_in_float16(script, tiny, monkeypatch):
     assert checkpoint["epoch"] in (2, 5) and checkpoint["scaler"]["scale"] > 0
 
 
+@pytest.mark.parametrize("script", [train_unet, train_gan])
+def test_a_run_resumed_in_another_memory_format_goes_on_alike(script, tiny, monkeypatch):
+    """As from a Mac to a GPU: Adam's moments must not lie otherwise than their weights."""
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "memory_format", lambda device: torch.contiguous_format)
+        run = tiny(script.main, "--epochs", 2, "--keep-every", 1)
+    moved = run.parent / "moved"
+    script.main(["--resume", str(run / "epoch_001.pt"), "--out", str(moved)])
+    there, here = weights(run), weights(moved)
+    assert all(torch.allclose(here[name], there[name], atol=1e-3) for name in there)
+
+
 def test_resuming_goes_on_in_the_checkpoints_own_folder(tiny, fails, monkeypatch):
     run = tiny(train_unet.main)
     moved = run.rename(run.parent / "moved")
