@@ -480,7 +480,7 @@ def kill(child):
     train_unet, train_nogan, pytest.param(train_gan, marks=pytest.mark.slow),
 ])
 def test_a_run_killed_at_any_moment_ends_in_the_same_weights(script, tiny, tmp_path):
-    flags = epochs(script.main, 4 if script is train_nogan else 8)  # NoGAN has four stages
+    flags = epochs(script.main, 2 if script is train_nogan else 8)  # NoGAN has four stages
     whole = models.load_checkpoint(tiny(script.main, *flags) / "last.pt")
     child = start(lambda: tiny(script.main, *flags, out="killed"))
     killed = tmp_path / "killed" / "last.pt"
