@@ -153,7 +153,7 @@ def is_gray(images):
 
 
 def split_random(n, fraction, seed):
-    """Train and validation indices, int64: a seeded permutation of n >= 2, cut, neither empty."""
+    """Train and validation: n >= 2 indices, int64, shuffled, cut at `fraction`, neither empty."""
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n).astype(np.int64))
     held_out = min(max(round(n * fraction), 1), max(n - 1, 0))
     return order[held_out:], order[:held_out]
@@ -410,10 +410,10 @@ def _read_thumbnail(path, size):
 def make_shapes(n, size, seed, chosen=slice(None)):
     """n made-up scenes: sky above, ground below, and one object whose colour may be a surprise.
 
-    Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow, and the lightest:
-    lightness varies, the shape tells the colour. A triangle (label 2) is orange or blue, equally
-    likely. The two have equal luma and almost equal L*, and their mean in RGB is gray: nothing in
-    the gray picture tells which one it was.
+    Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow: the shape tells the
+    colour. Lightness varies and hardly does (squares are the lightest objects). A triangle (label
+    2) is orange or blue, equally likely. The two have equal luma and almost equal L*, and their
+    mean in RGB is gray: nothing in the gray picture tells which one it was.
 
     Only the k `chosen` ones are painted, and returned: images uint8 (k, 3, size, size), labels
     int64 (k,), and the objects' pixels, bool (k, size, size).

@@ -62,8 +62,8 @@ def psnr(output, truth):
 
 def ssim(output, truth):
     """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, full ones only."""
-    window = torch.exp(-torch.linspace(-5, 5, 11, device=truth.device) ** 2 / (2 * 1.5**2))
-    row = (window / window.sum()).expand(3, 1, 1, 11)
+    x = torch.linspace(-5, 5, 11, dtype=truth.dtype, device=truth.device)
+    row = torch.softmax(-(x**2) / (2 * 1.5**2), dim=0).expand(3, 1, 1, 11)  # a Gaussian of sum 1
 
     def blur(x):  # (N, 3, H, W) -> (N, 3, H - 10, W - 10), first sideways, then downwards
         return F.conv2d(F.conv2d(x, row, groups=3), row.mT, groups=3)
@@ -242,7 +242,7 @@ def draw_curves(runs):
                 if stage and points:
                     x = point(part[0]["epoch"] - 0.5 * (j > 0), low)[0]
                     draw.line([(x, top), (x, top + 260)], soft, 2)
-                    draw.text((x, top + 300 + 26 * (j % 2)), stage, soft, font)
+                    draw.text((min(x, left + 425), top + 300 + 26 * (j % 2)), stage, soft, font)
                 draw.line(points, color, 4)
                 for x, y in points:
                     draw.ellipse((x - 5, y - 5, x + 5, y + 5), color)
@@ -503,7 +503,7 @@ def one_line_errors(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
         except (RuntimeError, MemoryError) as error:
-            words = "allocate memory", "to allocate", "out of memory", "ALLOC", "FIND was"
+            words = "allocate memory", "to allocate", "out of memory", "ALLOC"  # torch's
             if not isinstance(error, MemoryError) and not any(x in str(error) for x in words):
                 raise
             message = "memory is exhausted: lower --batch-size, --width, --size or --render-size"

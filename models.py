@@ -92,7 +92,7 @@ class UNet(nn.Module):
         e3 = self.enc3(F.max_pool2d(e2, 2))  # (N, 4w, H/4, W/4)
         e4 = self.enc4(F.max_pool2d(e3, 2))  # (N, 8w, H/8, W/8)
         x = self.bottom(F.max_pool2d(e4, 2))  # (N, 16w, H/16, W/16)
-        # On CUDA, autocast upsamples in float32, and cat would make all of its inputs that.
+        # CUDA's autocast upsamples in float32; cat would then make e4 to e1 float32, too.
         x = self.dec4(torch.cat([self.up4(x).to(e4.dtype), e4], dim=1))  # (N, 8w, H/8, W/8)
         x = self.dec3(torch.cat([self.up3(x).to(e3.dtype), e3], dim=1))  # (N, 4w, H/4, W/4)
         x = self.dec2(torch.cat([self.up2(x).to(e2.dtype), e2], dim=1))  # (N, 2w, H/2, W/2)
@@ -498,6 +498,6 @@ def restore(checkpoint, **objects):
             if isinstance(value, torch.optim.Optimizer):  # on MPS, weights lie otherwise in memory
                 for p, state in value.state.items():
                     state |= {k: torch.empty_like(p).copy_(v) for k, v in state.items() if v.dim()}
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(f"the checkpoint's {name} does not fit these flags and pictures, or is "
                        f"missing ({in_short(error)}): use its run's last.pt and flags") from error

@@ -296,7 +296,7 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tiny, tmp_path, fail
     assert figure.read_bytes() == b"the old one" and not list(tmp_path.glob("*.new"))
 
 
-def test_no_command_waits_for_torchvision_before_it_needs_it():
+def test_no_script_imports_torchvision_at_its_start():
     for script in Path(evaluate.__file__).parent.glob("*.py"):
         at_the_start = [ast.unparse(node) for node in ast.parse(script.read_text("utf-8")).body
                         if isinstance(node, (ast.Import, ast.ImportFrom))]
