@@ -411,9 +411,9 @@ def make_shapes(n, size, seed, chosen=slice(None)):
     """n made-up scenes: sky above, ground below, and one object whose colour may be a surprise.
 
     Sky is blue, ground green, a disc (label 0) red, a square (label 1) yellow: the shape tells the
-    colour. Lightness varies and hardly does (squares are the lightest objects). A triangle (label
-    2) is orange or blue, equally likely. The two have equal luma and almost equal L*, and their
-    mean in RGB is gray: nothing in the gray picture tells which one it was.
+    colour, the lightness, which varies, hardly (squares are the lightest objects). A triangle
+    (label 2) is orange or blue, equally likely. The two have equal luma and almost equal L*, and
+    their mean in RGB is gray: nothing in the gray picture tells which one it was.
 
     Only the k `chosen` ones are painted, and returned: images uint8 (k, 3, size, size), labels
     int64 (k,), and the objects' pixels, bool (k, size, size).

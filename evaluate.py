@@ -62,8 +62,8 @@ def psnr(output, truth):
 
 def ssim(output, truth):
     """Structural similarity (Wang et al., 2004): Gaussian 11x11 windows, full ones only."""
-    x = torch.linspace(-5, 5, 11, dtype=truth.dtype, device=truth.device)
-    row = torch.softmax(-(x**2) / (2 * 1.5**2), dim=0).expand(3, 1, 1, 11)  # a Gaussian of sum 1
+    distance = torch.linspace(-5, 5, 11, dtype=truth.dtype, device=truth.device)
+    row = torch.softmax(-(distance**2) / (2 * 1.5**2), dim=0).expand(3, 1, 1, 11)  # Gaussian, sum 1
 
     def blur(x):  # (N, 3, H, W) -> (N, 3, H - 10, W - 10), first sideways, then downwards
         return F.conv2d(F.conv2d(x, row, groups=3), row.mT, groups=3)
@@ -180,7 +180,7 @@ def draw_figure(columns, row_labels=()):
     scale = max(1, 96 // cells.shape[4])  # small pictures are enlarged to about 96 pixels
     cells = cells.repeat_interleave(scale, 3).repeat_interleave(scale, 4)
     cells = F.pad((255 * cells.clamp(0, 1)).round().byte(), (0, gap, 0, gap), value=255)
-    cell_h, cell_w = cells.shape[3:]
+    cell_h, cell_w = cells.shape[3:]  # below, the cells become (rows, H, columns, W, 3), a picture
     grid = Image.fromarray(cells.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy())
     figure = Image.new("RGB", (left + grid.width, top + grid.height), "white")
     figure.paste(grid, (left, top))

@@ -8,7 +8,7 @@ over pixels. Where x does not tell the colour, the squared error is least at the
 it could be, and the mean of many colours is a brownish gray: the sepia effect. Such pictures are
 faithful on average and pale; train_gan.py is an answer to that.
 Networks: Ronneberger et al., "U-Net", 2015, arXiv:1505.04597; with --generator strided the U-Net of
-Nazeri et al., 2018, arXiv:1803.05400; theirs paints L*, too, where --color lab keeps the given.
+Nazeri et al., 2018, arXiv:1803.05400; theirs paints L*, too; --color lab keeps the given L*.
 
     python train_unet.py --epochs 20                                         # CIFAR-10, downloaded
     python train_unet.py --color lab --generator strided --out runs/strided-lab
