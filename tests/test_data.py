@@ -727,7 +727,7 @@ print(1024 * (peak - before) / (training.images.nbytes + validation.images.nbyte
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc/self/status")
 def test_loading_needs_little_more_memory_than_its_pictures(tmp_path):
-    images = noise(600, side=4)
+    images = noise(300, side=4)
     images[::10] = images[::10, :, :, :1]
     save_images(tmp_path / "train", images)
     (tmp_path / "train" / "bad.png").write_bytes(b"junk")
@@ -735,12 +735,12 @@ def test_loading_needs_little_more_memory_than_its_pictures(tmp_path):
     command = [sys.executable, "-c", PEAK, Path(data.__file__).parent, "--dataset", "folder",
                "--data-dir", tmp_path, "--size", 256, "--split", "hue"]
 
-    def peak():
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-        return float(done.stdout)
-
-    # 1.6 is usual, and now and then the allocator takes 4; one copy of the pictures adds 1.8.
-    assert any(peak() < 3 for _ in range(5))
+    # 1.9; a copy of the pictures adds 1.7. Freed memory goes back at once, or else the allocator
+    # (glibc's) now and then keeps as much as two copies.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2.5
 
 
 def test_without_a_test_folder_a_tenth_is_held_out_by_name_and_said_so(tmp_path, capsys):

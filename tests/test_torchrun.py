@@ -16,6 +16,7 @@ import train_gan
 import train_nogan
 import train_unet
 
+SCRIPTS = [train_unet, train_gan, train_nogan]
 WORKER = Path(__file__).with_name("torchrun_worker.py")
 FLAGS = "--dataset shapes --limit 100 --batch-size 16 --width 2".split()
 pytestmark = pytest.mark.skipif(
@@ -23,10 +24,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def torchrun(script, *argv, processes=2, sabotage="", ok=True):
-    """Run a script in some processes; gives what they printed: (standard output, error)."""
+def torchrun(*words, processes=2, sabotage="", ok=True):
+    """Run SCRIPT FLAG ... in some processes; gives what they printed: (standard output, error)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-               processes, WORKER, script, *argv]
+               processes, WORKER, *words]
     done = subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "SABOTAGE": sabotage},
@@ -49,26 +50,39 @@ def equal(one, two):
     return one == two
 
 
-def check_resuming(script, folder, processes):
-    """A run resumed from its first epoch ends as the uninterrupted one, bit for bit."""
-    out = torchrun(script.__name__, *FLAGS, *epochs(script.main, 2), "--keep-every", 1,
-                   "--out", folder / "whole", "then", "--resume", folder / "whole" / "epoch_001.pt",
-                   "--out", folder / "on", processes=processes)[0]
-    assert out.count(": shapes 32x32") == 2 == out.count(f"in {processes} processes")
-    whole = states(folder / "whole", processes)
-    for state in whole[1:] + states(folder / "on", processes):
+def train_and_resume(folder, processes):
+    """Each script trains, into SCRIPT, and once more from its first epoch on, into SCRIPT-on."""
+    words = []
+    for script in SCRIPTS:
+        whole = folder / script.__name__
+        words += ["then", script.__name__, *FLAGS, *epochs(script.main, 2), "--keep-every", 1,
+                  "--out", whole, "then", script.__name__, "--resume", whole / "epoch_001.pt",
+                  "--out", f"{whole}-on"]
+    out, _ = torchrun(*words[1:], processes=processes)
+    assert out.count(": shapes 32x32") == 2 * len(SCRIPTS) == out.count(f"in {processes} processes")
+
+
+def check_equal_weights(script, folder, processes):
+    """All processes, of the whole run and of the resumed one, end in the same, bit for bit."""
+    whole = states(folder / script.__name__, processes)
+    for state in whole[1:] + states(folder / f"{script.__name__}-on", processes):
         assert equal(state["state"], whole[0]["state"])
     return whole
 
 
-@pytest.mark.parametrize("script", [
-    train_unet, train_nogan, pytest.param(train_gan, marks=pytest.mark.slow),
-])
-def test_processes_have_equal_weights_and_are_resumed_bit_for_bit(script, tmp_path, fails):
-    whole = check_resuming(script, tmp_path, processes=2)
-    checkpoint = models.load_checkpoint(tmp_path / "whole" / "last.pt")
-    assert equal(checkpoint["generator"], whole[0]["state"]["generator"])
-    line = fails(script.main, ["--resume", tmp_path / "whole" / "last.pt"])
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    train_and_resume(folder, processes=2)
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_processes_have_equal_weights_and_are_resumed_bit_for_bit(script, two, fails):
+    whole = check_equal_weights(script, two, processes=2)
+    last = two / script.__name__ / "last.pt"
+    assert equal(models.load_checkpoint(last)["generator"], whole[0]["state"]["generator"])
+    line = fails(script.main, ["--resume", last])
     assert "is of 2 processes, not 1" in line
     if script is train_unet:
         check_the_first_gradient(whole)
@@ -99,9 +113,10 @@ def check_the_first_gradient(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [train_unet, train_gan, train_nogan])
-def test_three_processes_are_resumed_bit_for_bit(script, tmp_path):
-    check_resuming(script, tmp_path, processes=3)
+def test_three_processes_are_resumed_bit_for_bit(tmp_path):
+    train_and_resume(tmp_path, processes=3)
+    for script in SCRIPTS:
+        check_equal_weights(script, tmp_path, processes=3)
 
 
 @pytest.mark.parametrize("flags, sabotage, line", [

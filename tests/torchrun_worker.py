@@ -1,6 +1,6 @@
-"""What test_torchrun.py starts in several processes: a script, watched.
+"""What test_torchrun.py starts in several processes: scripts, one after the other, watched.
 
-    torchrun --nproc_per_node 2 tests/torchrun_worker.py SCRIPT FLAG ... [then FLAG ...]
+    torchrun --nproc_per_node 2 tests/torchrun_worker.py SCRIPT FLAG ... [then SCRIPT FLAG ...]
 
 At the end of a run, each process writes <rank>.pt into its folder: the state of all it keeps, and
 of the first averaged gradients what they were before and after. SABOTAGE in the environment, "nan"
@@ -53,8 +53,8 @@ def watch_exit(self, *error):
 
 models.average_gradients = watch_average
 evaluate.Run.log, evaluate.Run.__exit__ = watch_log, watch_exit
-script, *flags = sys.argv[1:]
-torch.distributed.destroy_process_group = lambda: None  # a second run goes on in the same group
-for run in "\0".join(flags).split("\0then\0"):
+torch.distributed.destroy_process_group = lambda: None  # the next run goes on in the same group
+for run in "\0".join(sys.argv[1:]).split("\0then\0"):
+    script, *flags = run.split("\0")
     gradients.clear()
-    importlib.import_module(script).main(run.split("\0"))
+    importlib.import_module(script).main(flags)
