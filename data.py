@@ -155,7 +155,7 @@ def is_gray(images):
 def split_random(n, fraction, seed):
     """Train and validation: n >= 2 indices, int64, shuffled, cut at `fraction`, neither empty."""
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n).astype(np.int64))
-    held_out = min(max(round(n * fraction), 1), max(n - 1, 0))
+    held_out = min(max(round(n * fraction), 1), n - 1)
     return order[held_out:], order[:held_out]
 
 
@@ -169,7 +169,7 @@ def split_by_hue(images, fraction):
     n = len(images)
     positions = np.floor(np.arange(n * fraction) / fraction).astype(np.int64)
     chosen = torch.zeros(n, dtype=torch.bool)
-    chosen[positions[positions < n][: max(n - 1, 0)]] = True
+    chosen[positions[positions < n][: n - 1]] = True
     return order[~chosen], order[chosen]
 
 
@@ -198,9 +198,7 @@ def _pick(pictures, indices):
 
 def _draw(n, limit, seed):
     """Sorted indices of `limit` out of n things, or of all n; of those, this process's share."""
-    chosen = np.arange(n)
-    if limit is not None and limit < n:
-        chosen = np.sort(np.random.RandomState(seed).permutation(n)[:limit])
+    chosen = np.sort(np.random.RandomState(seed).permutation(n)[:limit])  # with None, all
     if dist.is_initialized():  # every k-th for each of k processes
         count = dist.get_world_size()
         chosen = chosen[dist.get_rank() :: count][: len(chosen) // count]
@@ -355,8 +353,8 @@ def picture_paths(folder):
     unread = [path for path in paths if path.suffix.lower() in CAMERA_SUFFIXES - readable]
     if unread:
         print(f"left out {len(unread)} files like {min(unread)}: make them JPEG", file=sys.stderr)
-    paths = (path for path in sorted(paths, key=Path.as_posix) if path.suffix.lower() in readable)
-    return [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
+    return [path for path in sorted(paths, key=Path.as_posix) if path.suffix.lower() in readable
+            and (os.path.isfile(path) or not os.path.exists(path))]  # a broken link is named later
 
 
 def _class_labels(root, paths):
@@ -378,7 +376,7 @@ def read_picture(path):
         warnings.simplefilter("ignore")
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-    info, profile = image.info, image.info.get("icc_profile")
+    info = image.info
     if image.mode[0] in "IF":  # 16 or 32 bits a pixel: convert() would clip at 255
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
@@ -391,7 +389,7 @@ def read_picture(path):
         image = Image.alpha_composite(white, image.convert("RGBA"))
     image = image.convert(mode)
     with contextlib.suppress(ImageCms.PyCMSError, OSError, TypeError):  # a broken profile, or none
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(info.get("icc_profile")))
         srgb = ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
     image = image.convert("RGB")
@@ -482,12 +480,10 @@ class Batches:
         """Yield (gray, target[, labels]) batches; (seed, epoch) alone decides order and flips."""
         random = np.random.RandomState([self.seed, epoch])
         order = torch.from_numpy(random.permutation(len(self.images)).astype(np.int64))
-        flips = torch.from_numpy(random.rand(len(self.images)) < 0.5)
-        order, flips = order.to(self.images.device), flips.to(self.images.device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        flips = torch.from_numpy(random.rand(len(self.images), 1, 1, 1) < 0.5)
+        order, flips = (x.to(self.images.device).split(self.batch_size) for x in (order, flips))
+        for _, chosen, flip in zip(range(len(self)), order, flips):
             batch = self.images[chosen]
-            flip = flips[start : start + self.batch_size, None, None, None]
             batch = torch.where(flip, batch.flip(-1), batch)
             gray, target = to_gray_and_target(batch, self.color)
             target = target.contiguous(memory_format=memory_format(target.device))

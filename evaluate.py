@@ -153,7 +153,7 @@ def colorize(generator, images, color, batch_size=None, saturation=1.0):
         else:
             gray, _ = data.to_gray_and_target(batch, color)
             output = data.to_rgb(gray, generator(gray), color)
-            yield output if saturation == 1 else saturated(output, saturation), truth
+            yield (output if saturation == 1 else saturated(output, saturation)), truth
 
 
 def save_pictures(pairs, side, folder):
@@ -450,9 +450,10 @@ class Run:
         save_as(self.last)
         if not self.saved:
             self._remove_other_epochs(epoch)
-        self.saved = True
+        self.saved, kept = True, self.out / f"epoch_{epoch:03d}.pt"
         if self.args.keep_every and epoch and epoch % self.args.keep_every == 0:
-            save_as(self.out / f"epoch_{epoch:03d}.pt")
+            if not kept.exists():  # --resume comes by once more, with the flags and stage of now
+                save_as(kept)
         table = io.StringIO(newline="")
         columns = dict.fromkeys(name for row in self.history for name in row)
         writer = csv.DictWriter(table, columns or ["epoch"])
@@ -594,8 +595,8 @@ def colorize_photos(args, generator, trained):
             picture = data.read_picture(photo)
             painted = colorize_photo(
                 generator, trained["color"], picture, render_size, args.saturation)
-            with models.replacing(output) as file:  # fast: a third of the default's time
-                painted.save(file, "PNG", compress_level=1, **picture.info)
+            with models.replacing(output) as file:
+                painted.save(file, "PNG", compress_level=1, **picture.info)  # 3 times as fast
         except torch.OutOfMemoryError:
             raise  # it will not be better with the next photo
         except Exception as error:  # a damaged file can raise almost any exception
@@ -646,7 +647,7 @@ def load_test_pictures(args, trained):
     """The test pictures that the flags name, or those of `trained`, each checkpoint's own flags."""
     trained = [flags | {"data_dir": os.path.abspath(flags["data_dir"])} for flags in trained]
     first, dataset = trained[0], args.dataset or trained[0]["dataset"]
-    for name in ("dataset", "size", "data_dir")[: 3 if dataset == "folder" else 2]:
+    for name in ["dataset", "size"] + ["data_dir"] * (dataset == "folder"):
         for path, flags in zip(args.ckpt, trained):
             if getattr(args, name) is None and flags[name] != first[name]:
                 flag = "--" + name.replace("_", "-")
@@ -684,13 +685,13 @@ def main(argv=None):
     trained = [models.load_checkpoint(path)["args"] for path in args.ckpt]
     if args.images:
         return colorize_photos(args, models.load_generator(args.ckpt[0], device), trained[0])
-    images, args.figure = load_test_pictures(args, trained), args.figure or "comparison.png"
+    if args.save_pictures and Path(args.save_pictures).exists():
+        raise models.RunError(f"{args.save_pictures} exists: choose another --save-pictures")
+    images = load_test_pictures(args, trained)
 
     def load(path):
         return models.load_generator(path, device).to(memory_format=data.memory_format(device))
 
-    if args.save_pictures and Path(args.save_pictures).exists():
-        raise models.RunError(f"{args.save_pictures} exists: choose another --save-pictures")
     rows, psnrs, width = [], [], max(map(len, args.ckpt))
     for path, title, flags in [(None, "truth", {"color": "rgb"}), *zip(args.ckpt, titles, trained)]:
         generator = load(path) if path else None
@@ -720,8 +721,9 @@ def main(argv=None):
     systems = ((title, load(path), flags["color"])
                for title, path, flags in zip(titles, args.ckpt, trained))
     chosen = images[random + best + worst]
-    save_picture(draw_comparison(systems, chosen, labels, args.saturation), args.figure)
-    print(f"drew {args.figure}")
+    figure = args.figure or "comparison.png"
+    save_picture(draw_comparison(systems, chosen, labels, args.saturation), figure)
+    print(f"drew {figure}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def in_short(error):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1; on a CPU, of 2x2 maps (a U-Net's bottom), a matrix product."""
+    """A 3x3 convolution of stride 1; of 2x2 maps (a U-Net's bottom), on a CPU, a matrix product."""
 
     def forward(self, x):  # (N, C, H, W) -> (N, C', H, W)
         if x.device.type == "cpu" and x.shape[2:] == (2, 2):  # there oneDNN takes twice as long
@@ -102,7 +102,7 @@ class UNet(nn.Module):
     @staticmethod
     def _up(channels_in, channels_out):
         # The paper's transposed convolution of stride 2 leaves its grid in flat skies (Odena et
-        # al., 2016, doi:10.23915/distill.00003). A 1x1 convolution costs less before than after.
+        # al., 2016, doi:10.23915/distill.00003). The 1x1 convolution costs less before upsampling.
         return nn.Sequential(nn.Conv2d(channels_in, channels_out, kernel_size=1),
                              nn.Upsample(scale_factor=2, mode="bilinear"))
 
@@ -307,7 +307,8 @@ def amp_dtype(device, amp):
 def mixed_precision(device, amp):
     """(autocast, scaler) for a training loop; both do nothing in float32.
 
-    Only float16 needs the GradScaler: bfloat16 has the range of float32.
+    Autocast computes in 16 bits where that is safe. The GradScaler keeps small gradients from
+    becoming 0 in float16; bfloat16 has the range of float32 and needs none.
     """
     dtype = amp_dtype(device, amp)
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
@@ -327,9 +328,9 @@ def update_average(averaged, network, step):
     of the steps, at most 1,000: it lacks the noise of single steps, and soon forgets the start.
     """
     decay = min(0.999, (1 + step) / (10 + step))
-    old, new = ([*net.parameters(), *net.buffers()] for net in (averaged, network))
-    floats = [pair for pair in zip(old, new) if pair[0].is_floating_point()]  # all but the counters
-    torch._foreach_lerp_(*zip(*floats), 1 - decay)  # one kernel for all weights
+    old, new = ([x for x in [*net.parameters(), *net.buffers()] if x.is_floating_point()]
+                for net in (averaged, network))  # all but BatchNorm's counters
+    torch._foreach_lerp_(old, new, 1 - decay)  # one kernel for all weights
 
 
 # ------------------------------------------------------------------------------------ checkpoints

@@ -9,13 +9,13 @@ colours together and tells painted ones from real ones y. Each step updates both
 D learns what a pixel loss cannot say, that a brownish gray is a colour few things have; L1 keeps G
 near the truth. D = sigmoid(logit), so each term is a binary cross-entropy with logits. s = 0.9 is
 one-sided label smoothing (Salimans et al., 2016, arXiv:1606.03498); s = 1 is the plain objective.
-With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D that ends in a
-softmax of two classes is the same thing: its loss is that of one logit, the difference. In RGB, D
-sees G(x) with the luma x, which y has exactly; a luma that is a little off would give it away.
+With --discriminator patch, D judges each 16x16 patch and E is also over patches. A D with a softmax
+of two classes is the same: its loss depends on the difference of the two logits alone. In RGB, D
+sees G(x) with its luma set to x, as y's is: a luma that is a little off would give G(x) away.
 
 A DCGAN (Radford et al., 2015, arXiv:1511.06434) makes pictures out of noise z. This G has x, and
 pix2pix (Isola et al., 2017, arXiv:1611.07004) found that a G that has x ignores z: a gray picture
-always gets the same colours. Both draw first weights from N(0, 0.02); PyTorch's did as well here.
+always gets the same colours. Both papers' first weights are N(0, 0.02); PyTorch's did as well here.
 
     python train_gan.py --epochs 20 --l1 100                                 # CIFAR-10, downloaded
     python train_gan.py --color lab --discriminator patch --out runs/gan-lab
@@ -84,7 +84,7 @@ def train(args, run):
                 fake = data.keep_gray(gray, output, args.color)  # for D: with x's luma, as y
 
             # (1) update D: minimize -log D(x, y) - log(1 - D(x, G(x))), the first label smoothed.
-            # Real and fake are separate batches: in one, BatchNorm would mix the two.
+            # In two batches: in one, BatchNorm would normalize real and fake together.
             discriminator.requires_grad_(True)
             with autocast:
                 real_logits = discriminator(gray, target)
@@ -115,8 +115,9 @@ def train(args, run):
 
 @evaluate.one_line_errors
 def main(argv=None):
-    with evaluate.Run("train_gan", *models.parse_args(build_parser(), "train_gan", argv)) as run:
-        train(run.args, run)
+    args, checkpoint = models.parse_args(build_parser(), "train_gan", argv)
+    with evaluate.Run("train_gan", args, checkpoint) as run:
+        train(args, run)
 
 
 if __name__ == "__main__":

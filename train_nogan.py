@@ -10,9 +10,9 @@ anything yet. NoGAN first trains each by itself, as far as that goes, and needs 
             -E[ s log D(x, y) + (1 - s) log(1 - D(x, y)) ] - E[ log(1 - D(x, G(x))) ]
     (3) both together, briefly: D minimizes (2), G minimizes -E[ log D(x, G(x)) ] + c F(G)
 
-x is the gray picture, y its colours, |.| a mean, s = 0.9 one-sided label smoothing and c
---feature-weight, large: (3) is to add colour and keep the rest. F compares what phi sees in both
-pictures (in RGB, with x's gray), beside their colours (Johnson et al., 2016, arXiv:1603.08155).
+x is the gray picture, y its colours, |.| a mean absolute value, s = 0.9 as in train_gan.py and c
+--feature-weight, large: (3) is to add colour and keep the rest. F compares the colours and what phi
+sees in both pictures (in RGB, with luma x: Johnson et al., 2016, arXiv:1603.08155).
 With --features vgg16_bn, phi is torchvision's for ImageNet, with DeOldify's layers and w_i, and (0)
 is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify. He calls D the critic.
 
@@ -94,7 +94,7 @@ def classifier_accuracy(classifier, images, labels):
 def discriminator_accuracy(discriminator, generator, batches, epoch):
     """Share of right verdicts on an epoch of `batches` and what the generator paints from it.
 
-    As in training, BatchNorm normalizes by the batch; a copy keeps it from learning from these.
+    BatchNorm takes the batch's statistics, as in training; a copy of D takes its updates.
     """
     discriminator, right, verdicts = copy.deepcopy(discriminator), 0, 0
     for gray, target in batches.epoch(epoch):
@@ -105,7 +105,7 @@ def discriminator_accuracy(discriminator, generator, batches, epoch):
     return right.item() / verdicts
 
 
-def train_classifier(args, run, batches, validation, classifier, autocast, scaler):
+def train_classifier(args, run, batches, val_labels, classifier, autocast, scaler):
     """(0) The classifier: cross-entropy of its logits and the labels."""
     optimizer = torch.optim.Adam(classifier.parameters(), fused=True)
     for epoch in run.stage(args.classifier_epochs, "classifier", "on labels", optimizer=optimizer):
@@ -121,7 +121,7 @@ def train_classifier(args, run, batches, validation, classifier, autocast, scale
             scaler.step(optimizer)
             scaler.update()
             run.log(cross_entropy=loss)
-        run.end_epoch(accuracy=classifier_accuracy(classifier, *validation))
+        run.end_epoch(accuracy=classifier_accuracy(classifier, run.validation, val_labels))
 
 
 def train_generator(args, run, batches, averaged, feature_network, autocast, scaler):
@@ -146,12 +146,12 @@ def train_generator(args, run, batches, averaged, feature_network, autocast, sca
         run.end_epoch(averaged)
 
 
-def train_discriminator(args, run, batches, val_batches, generator, discriminator, optimizer,
-                        autocast, scaler):
+def train_discriminator(args, run, batches, generator, discriminator, optimizer, autocast, scaler):
     """(2) The discriminator alone, on pictures of the frozen generator."""
+    validation = data.Batches(run.validation, args.color, args.batch_size, args.seed)
+    optimizer.param_groups[0]["lr"] = D_RATE * args.gan_lr  # constant
     for epoch in run.stage(args.critic_epochs, "critic", "alone, on what the frozen G paints"):
         for gray, target in batches.epoch(epoch):
-            optimizer.param_groups[0]["lr"] = D_RATE * args.gan_lr
             with autocast, torch.no_grad():
                 fake = data.keep_gray(gray, generator(gray), args.color)  # as in (3), not clipped
             d_real, d_fake = discriminator_losses(discriminator, gray, target, fake, autocast)
@@ -161,7 +161,7 @@ def train_discriminator(args, run, batches, val_batches, generator, discriminato
             scaler.step(optimizer)
             scaler.update()
             run.log(d_real=d_real, d_fake=d_fake)
-        accuracy = discriminator_accuracy(discriminator, generator, val_batches, epoch)
+        accuracy = discriminator_accuracy(discriminator, generator, validation, epoch)
         run.end_epoch(accuracy=accuracy)
         if run.is_first and run.progress == 1 and accuracy < GOOD_CRITIC:
             print(f"warning: the critic tells only {accuracy:.0%} of the pictures right and will "
@@ -228,7 +228,6 @@ def train(args, run):
     device = models.choose_device(args.device)
     autocast, scaler = models.mixed_precision(device, args.amp)
     training, validation, dropped = data.load_training(args)
-    val_images, by_labels = validation.images.to(device), args.features == "classifier"
     torch.manual_seed(args.seed)
     channels = data.CHANNELS[args.color]
     generator = models.GENERATORS[args.generator](channels, args.width)
@@ -238,9 +237,10 @@ def train(args, run):
         network.to(device, memory_format=data.memory_format(device))
 
     batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed)
-    val_batches = data.Batches(val_images, args.color, args.batch_size, args.seed)
+    by_labels = args.features == "classifier"
     epochs = args.generator_epochs + args.critic_epochs + args.gan_epochs
-    run.start(epochs + by_labels * args.classifier_epochs, batches, val_images, dropped)
+    epochs += by_labels * args.classifier_epochs
+    run.start(epochs, batches, validation.images.to(device), dropped)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999), fused=True)
     averaged = copy.deepcopy(generator).eval().requires_grad_(False)  # validated, and the result
     run.keep(generator=averaged, discriminator=discriminator, optimizer_d=optimizer_d,
@@ -249,21 +249,19 @@ def train(args, run):
     if by_labels:
         labels, val_labels = training.labels.to(device), validation.labels.to(device)
         labelled = data.Batches(batches.images, args.color, args.batch_size, args.seed, labels)
-        train_classifier(
-            args, run, labelled, (val_images, val_labels), feature_network, autocast, scaler)
+        train_classifier(args, run, labelled, val_labels, feature_network, autocast, scaler)
     feature_network.eval().requires_grad_(False)
     train_generator(args, run, batches, averaged, feature_network, autocast, scaler)
-    train_discriminator(args, run, batches, val_batches, averaged, discriminator, optimizer_d,
-                        autocast, scaler)
+    train_discriminator(args, run, batches, averaged, discriminator, optimizer_d, autocast, scaler)
     train_gan(args, run, batches, averaged, discriminator, optimizer_d, feature_network,
               autocast, scaler)
 
 
 @evaluate.one_line_errors
 def main(argv=None):
-    with evaluate.Run("train_nogan", *models.parse_args(
-            build_parser(), "train_nogan", argv, STAGES)) as run:
-        train(run.args, run)
+    args, checkpoint = models.parse_args(build_parser(), "train_nogan", argv, STAGES)
+    with evaluate.Run("train_nogan", args, checkpoint) as run:
+        train(args, run)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,9 @@ def train(args, run):
 
 @evaluate.one_line_errors
 def main(argv=None):
-    with evaluate.Run("train_unet", *models.parse_args(build_parser(), "train_unet", argv)) as run:
-        train(run.args, run)
+    args, checkpoint = models.parse_args(build_parser(), "train_unet", argv)
+    with evaluate.Run("train_unet", args, checkpoint) as run:
+        train(args, run)
 
 
 if __name__ == "__main__":

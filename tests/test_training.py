@@ -508,6 +508,13 @@ def test_every_nth_checkpoint_is_kept_and_can_be_gone_back_to(tiny, fails, tmp_p
     assert samples == ["epoch_001.png", "epoch_002.png", "epoch_003.png"]
 
 
+def test_a_kept_checkpoint_stays_as_it_was_when_its_run_goes_on(tiny):
+    run = tiny(train_unet.main, "--epochs", 2, "--keep-every", 1)
+    kept = (run / "epoch_002.pt").read_bytes()
+    train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "3"])
+    assert (run / "epoch_002.pt").read_bytes() == kept and (run / "epoch_003.pt").exists()
+
+
 def test_epochs_may_be_raised_and_other_flags_not_changed(tiny, tmp_path, fails, capsys):
     run = tiny(train_unet.main)
     resume = ["--resume", run / "last.pt"]
