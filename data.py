@@ -282,7 +282,7 @@ def _load_folder(root, size, train, limit, seed):
     if needed > free / 2:
         print(line, file=sys.stderr)
     images, decoded = _decode(paths, size, root)
-    if not decoded:
+    if paths and not decoded:
         raise DataError(f"no picture in {root} could be decoded: give --data-dir other pictures")
     return Pictures(images, _class_labels(root, decoded))
 

@@ -13,6 +13,7 @@ import threading
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -796,6 +797,17 @@ def test_folders_without_pictures_end_in_one_line(tmp_path, fails):
     save_images(tmp_path / "train" / "b", noise(2))
     assert "--val-fraction" in fails(train_unet.main, [*command, "--val-fraction", 0.9])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["random", "hue"])
+def test_fewer_pictures_than_processes_are_too_few_and_not_damaged(split, tmp_path, monkeypatch):
+    save_images(tmp_path / "train", noise(4))
+    (tmp_path / "test").mkdir()
+    args = flags("--dataset", "folder", "--data-dir", tmp_path, "--split", split)
+    monkeypatch.setattr(data, "dist", SimpleNamespace(
+        is_initialized=lambda: True, get_rank=lambda: 0, get_world_size=lambda: 8))
+    with pytest.raises(data.DataError, match="0 coloured pictures are too few"):
+        data.load_training(args)
 
 
 def test_the_two_colors_of_a_triangle_cannot_be_told_from_its_gray():
