@@ -452,7 +452,7 @@ class Run:
             self._remove_other_epochs(epoch)
         self.saved, kept = True, self.out / f"epoch_{epoch:03d}.pt"
         if self.args.keep_every and epoch and epoch % self.args.keep_every == 0:
-            if not kept.exists():  # --resume comes by once more, with the flags and stage of now
+            if epoch > self.done or not kept.exists():  # --resume's first save: it is kept
                 save_as(kept)
         table = io.StringIO(newline="")
         columns = dict.fromkeys(name for row in self.history for name in row)

@@ -43,7 +43,7 @@ def in_short(error):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution of stride 1; of 2x2 maps (a U-Net's bottom), on a CPU, a matrix product."""
+    """A 3x3 convolution of stride 1; on a CPU, maps of 2x2 (a U-Net's bottom) by matrix product."""
 
     def forward(self, x):  # (N, C, H, W) -> (N, C', H, W)
         if x.device.type == "cpu" and x.shape[2:] == (2, 2):  # there oneDNN takes twice as long

@@ -12,7 +12,7 @@ anything yet. NoGAN first trains each by itself, as far as that goes, and needs 
 
 x is the gray picture, y its colours, |.| a mean absolute value, s = 0.9 as in train_gan.py and c
 --feature-weight, large: (3) is to add colour and keep the rest. F compares the colours and what phi
-sees in both pictures (in RGB, with luma x: Johnson et al., 2016, arXiv:1603.08155).
+sees in both pictures, in RGB and with the gray x (Johnson et al., 2016, arXiv:1603.08155).
 With --features vgg16_bn, phi is torchvision's for ImageNet, with DeOldify's layers and w_i, and (0)
 is left out. NoGAN is Antic's: DeOldify, 2019, github.com/jantic/DeOldify. He calls D the critic.
 

@@ -513,6 +513,9 @@ def test_a_kept_checkpoint_stays_as_it_was_when_its_run_goes_on(tiny):
     kept = (run / "epoch_002.pt").read_bytes()
     train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "3"])
     assert (run / "epoch_002.pt").read_bytes() == kept and (run / "epoch_003.pt").exists()
+    (run / "last.pt").write_bytes((run / "epoch_001.pt").read_bytes())  # back to there, by hand
+    train_unet.main(["--resume", str(run / "last.pt"), "--epochs", "4"])
+    assert models.load_checkpoint(run / "epoch_002.pt")["args"]["epochs"] == 4
 
 
 def test_epochs_may_be_raised_and_other_flags_not_changed(tiny, tmp_path, fails, capsys):
