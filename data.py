@@ -482,7 +482,7 @@ class Batches:
         order = torch.from_numpy(random.permutation(len(self.images)).astype(np.int64))
         flips = torch.from_numpy(random.rand(len(self.images), 1, 1, 1) < 0.5)
         order, flips = (x.to(self.images.device).split(self.batch_size) for x in (order, flips))
-        for chosen, flip in list(zip(order, flips))[: len(self)]:  # without a last one of one
+        for chosen, flip in list(zip(order, flips))[: len(self)]:  # without a last batch of one
             batch = self.images[chosen]
             batch = torch.where(flip, batch.flip(-1), batch)
             gray, target = to_gray_and_target(batch, self.color)

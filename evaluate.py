@@ -452,7 +452,7 @@ class Run:
             self._remove_other_epochs(epoch)
         self.saved, kept = True, self.out / f"epoch_{epoch:03d}.pt"
         if self.args.keep_every and epoch and epoch % self.args.keep_every == 0:
-            if epoch > self.done or not kept.exists():  # --resume's first save: it is kept
+            if epoch > self.done or not kept.exists():  # --resume's first save finds it
                 save_as(kept)
         table = io.StringIO(newline="")
         columns = dict.fromkeys(name for row in self.history for name in row)
