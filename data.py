@@ -1,7 +1,7 @@
 """Pictures in, batches out: datasets, splits and colour spaces.
 
 A data set is one uint8 tensor (N, 3, H, W) on the training device; CIFAR-10 is 150 MB, so no worker
-process is needed to feed it. A batch is an index into it, a random flip and a colour conversion:
+process is needed to feed it. A batch is an index into it, a flip, a shift, a colour conversion:
 
     images, labels = load_pictures("shapes", "datasets", size=32, train=True)
     for gray, target in Batches(images, "rgb", batch_size=128, seed=0).epoch(1):
@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
 
 CHANNELS = {"rgb": 3, "lab": 2}  # what a generator paints in each colour space
@@ -165,8 +166,7 @@ def split_by_hue(images, fraction):
     At a `fraction` of 0.1 these are every tenth, so that both sides have the same colours. Takes
     uint8 (N, 3, H, W); both results are int64 tensors, and neither is empty for N >= 2.
     """
-    order = torch.argsort(mean_hue(images), stable=True)
-    n = len(images)
+    order, n = torch.argsort(mean_hue(images), stable=True), len(images)
     positions = np.floor(np.arange(n * fraction) / fraction).astype(np.int64)
     chosen = torch.zeros(n, dtype=torch.bool)
     chosen[positions[positions < n][: n - 1]] = True
@@ -234,8 +234,7 @@ def downloading():
 
 def _load_cifar10(root, size, train, limit, seed):
     if size != 32:
-        raise DataError(f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32, or "
-                        "--dataset folder")
+        raise DataError(f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32")
     from torchvision.datasets import CIFAR10 as cifar10  # takes seconds, so not at the start
     names = [*dict(cifar10.train_list + cifar10.test_list), "batches.meta", "readme.html", "."]
     written = [root / cifar10.base_folder / name for name in names] + [root / cifar10.filename]
@@ -461,13 +460,15 @@ class Batches:
     """Shuffled, randomly flipped, colour-converted batches of pictures that stay on their device.
 
     images: uint8 (N, 3, H, W), N >= 2. A `batch_size` above N means one batch of all N. A last
-    batch of one picture is left out, because BatchNorm cannot normalize it. Two Batches of as many
-    pictures and of one seed go through them in the same order, with the same flips. Several
+    batch of one picture is left out, because BatchNorm cannot normalize it. `shift` moves each
+    picture at random, by up to so many pixels each way; mirrored edges fill in. Two Batches of as
+    many pictures and of one seed go through them in the same order, with the same flips. Several
     processes share a batch: each has its part, of its own pictures.
     """
 
-    def __init__(self, images, color, batch_size, seed, labels=None):
+    def __init__(self, images, color, batch_size, seed, labels=None, shift=0):
         self.images, self.color, self.seed, self.labels = images, color, seed, labels
+        self.shift = shift
         processes = dist.get_world_size() if dist.is_initialized() else 1
         self.batch_size = min(batch_size // processes, len(images))
 
@@ -477,14 +478,19 @@ class Batches:
         return full + (rest > 1)
 
     def epoch(self, epoch):
-        """Yield (gray, target[, labels]) batches; (seed, epoch) alone decides order and flips."""
-        random = np.random.RandomState([self.seed, epoch])
-        order = torch.from_numpy(random.permutation(len(self.images)).astype(np.int64))
-        flips = torch.from_numpy(random.rand(len(self.images), 1, 1, 1) < 0.5)
-        order, flips = (x.to(self.images.device).split(self.batch_size) for x in (order, flips))
-        for chosen, flip in list(zip(order, flips))[: len(self)]:  # without a last batch of one
+        """Yield (gray, target[, labels]); (seed, epoch) alone decides order, flips and shifts."""
+        n, random = len(self.images), np.random.RandomState([self.seed, epoch])
+        order = torch.from_numpy(random.permutation(n).astype(np.int64))
+        flips = torch.from_numpy(random.rand(n, 1, 1, 1) < 0.5)
+        shifts = torch.from_numpy(random.randint(-self.shift, self.shift + 1, (n, 2), np.int64))
+        parts = (x.to(self.images.device).split(self.batch_size) for x in (order, flips, shifts))
+        for chosen, flip, shift in list(zip(*parts))[: len(self)]:  # without a last batch of one
             batch = self.images[chosen]
-            batch = torch.where(flip, batch.flip(-1), batch)
+            batch = torch.where(flip, batch.flip(-1), batch).float()
+            padded = F.pad(batch, [self.shift] * 4, "reflect")
+            windows = padded.unfold(2, batch.shape[2], 1).unfold(3, batch.shape[3], 1)
+            y, x = (self.shift - shift).unbind(1)  # where the windows begin
+            batch = windows[torch.arange(len(batch), device=batch.device), :, y, x]
             gray, target = to_gray_and_target(batch, self.color)
             target = target.contiguous(memory_format=memory_format(target.device))
             yield (gray, target) if self.labels is None else (gray, target, self.labels[chosen])
@@ -559,7 +565,7 @@ def luma(rgb):
 
 
 def to_gray_and_target(images, color):
-    """What a generator sees and what it should paint, from uint8 RGB (N, 3, H, W).
+    """What a generator sees and what it should paint, from RGB (N, 3, H, W), 0 to 255.
 
     rgb: gray is 2 * luma - 1 (N, 1, H, W), target is 2 * RGB - 1 (N, 3, H, W), of RGB in [0, 1].
     lab: gray is L*/50 - 1 (N, 1, H, W), target is (a*, b*)/110 (N, 2, H, W). All are float32.

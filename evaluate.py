@@ -472,11 +472,10 @@ class Run:
         """With --overwrite: what is of another run, or of later epochs."""
         with contextlib.suppress(OSError):
             (self.out / "curves.png").unlink()
-        resume = self.args.resume
-        same_run = resume and Path(resume).resolve().parent == self.out.resolve()
+        resumed = self.args.resume and Path(self.args.resume).resolve().parent
         for path in [*self.out.glob("samples/epoch_*.png"), *self.out.glob("epoch_*.pt")]:
             number = path.stem.removeprefix("epoch_")
-            if number.isdigit() and not (same_run and int(number) <= epoch):
+            if number.isdigit() and not (resumed == self.out.resolve() and int(number) <= epoch):
                 path.unlink()
 
 
@@ -577,7 +576,7 @@ def colorize_photos(args, generator, trained):
 
     An output that is there is done. Exits with 1 when some could not be, RunError when none could.
     """
-    render_size = args.render_size or trained["size"]
+    color, render_size = trained["color"], args.render_size or trained["size"]
     if "" in (*args.images, args.out_dir):
         raise models.RunError("--images and --out-dir need names: the current folder is .")
     if _real(args.out_dir) in map(_real, args.images):
@@ -593,8 +592,7 @@ def colorize_photos(args, generator, trained):
                 kept += 1
                 continue
             picture = data.read_picture(photo)
-            painted = colorize_photo(
-                generator, trained["color"], picture, render_size, args.saturation)
+            painted = colorize_photo(generator, color, picture, render_size, args.saturation)
             with models.replacing(output) as file:
                 painted.save(file, "PNG", compress_level=1, **picture.info)  # 3 times as fast
         except torch.OutOfMemoryError:
@@ -708,8 +706,7 @@ def main(argv=None):
         del generator  # before the next one is loaded: memory is for one
 
     if args.json:  # which has no nan
-        rows = [{key: None if value != value else value for key, value in row.items()}
-                for row in rows]
+        rows = [{k: None if v != v else v for k, v in row.items()} for row in rows]
         with models.replacing(args.json) as file:
             file.write((json.dumps(rows, indent=2) + "\n").encode())
 
@@ -718,8 +715,7 @@ def main(argv=None):
     worst_first = (psnrs[-1] - psnrs[0]).argsort().tolist()
     best, worst = worst_first[::-1][:FIGURE_EXTREME], worst_first[:FIGURE_EXTREME]
     labels = ["random"] * len(random) + ["best"] * len(best) + ["worst"] * len(worst)
-    systems = ((title, load(path), flags["color"])
-               for title, path, flags in zip(titles, args.ckpt, trained))
+    systems = ((x, load(path), own["color"]) for x, path, own in zip(titles, args.ckpt, trained))
     chosen = images[random + best + worst]
     figure = args.figure or "comparison.png"
     save_picture(draw_comparison(systems, chosen, labels, args.saturation), figure)

@@ -290,8 +290,7 @@ def choose_device(name):
         if device.type not in ("cuda", "mps", "cpu"):
             raise ValueError("it is not for training")
     except Exception as error:  # each kind of device has errors of its own
-        raise RunError(f"--device {name} cannot be used: use --device auto or cpu "
-                       f"({in_short(error)})")
+        raise RunError(f"--device {name} cannot be used: use auto or cpu ({in_short(error)})")
     return device
 
 
@@ -484,8 +483,7 @@ def parse_args(parser, script, argv, stages=()):
             over = " and is past that stage" if name in past else ""
             raise RunError(f"{flag} {given} contradicts {args.resume}, which has {before}{over}: "
                            f"leave {flag} out, or start a new run")
-        print(f"{flag} raised from {before} to {given}: the schedule is computed anew",
-              file=sys.stderr)
+        print(f"{flag} raised from {before} to {given}: the schedule is new", file=sys.stderr)
     return args, checkpoint
 
 

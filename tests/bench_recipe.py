@@ -4,9 +4,10 @@
 
 Both train the same network from the same weights on the same pictures, in the same precision:
 
-    notebook   Adam at 1e-3, times 0.9 after each epoch; batches of 64; no flips; the last weights
-    ours       train_unet.py's defaults: constant, then falling rate; batches of 128; flips; the
-               moving average of the weights
+    notebook   Adam at 1e-3, times 0.9 after each epoch; batches of 64 pictures as they are; the
+               last weights
+    ours       train_unet.py's defaults: constant, then falling rate; batches of 128, flipped and
+               shifted; the moving average of the weights
 
 It prints both recipes' validation figures after each epoch, and after how many epochs ours is
 better than the notebook's best. Flags are train_unet.py's (--loss, --lr and --batch-size are of

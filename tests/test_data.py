@@ -280,15 +280,31 @@ def test_a_flipped_gray_comes_with_its_flipped_target():
     assert 16 < flipped < 48
 
 
+def test_a_shift_moves_each_picture_by_itself_and_mirrors_its_edges():
+    images, labels = torch.randint(256, (256, 3, 16, 32), dtype=torch.uint8), torch.arange(256)
+    padded = np.pad(images.numpy(), [(0, 0), (0, 0), (3, 3), (3, 3)], "reflect")
+    moves = []
+    for gray, target, label in data.Batches(images, "rgb", 64, 0, labels, shift=3).epoch(1):
+        assert torch.allclose(data.luma((target + 1) / 2), (gray + 1) / 2, atol=1e-5)
+        for picture, i in zip(((target + 1) * 127.5).round().byte().numpy(), label):
+            windows = {(down, right): padded[i, :, 3 - down : 19 - down, 3 - right : 35 - right]
+                       for down in range(-3, 4) for right in range(-3, 4)}
+            either = (picture, picture[..., ::-1])  # flipped: that turns the move around, too
+            moves += [move for move, window in windows.items()
+                      if any(np.array_equal(x, window) for x in either)]
+    assert len(moves) == 256 and len(set(moves)) > 45  # of 49
+
+
 def test_labels_come_with_their_pictures():
     images, labels = numbered_pictures(40), torch.arange(40)
     for _, target, label in data.Batches(images, "rgb", 16, 0, labels).epoch(1):
         assert torch.equal(((target[:, 0, 0, 0] + 1) * 127.5).round().long(), label)
 
 
-def test_seed_and_epoch_alone_decide_order_and_flips():
+def test_seed_and_epoch_alone_decide_order_flips_and_shifts():
     def first(seed, epoch):
-        return next(data.Batches(numbered_pictures(40), "rgb", 16, seed).epoch(epoch))[1]
+        batches = data.Batches(numbered_pictures(40), "rgb", 16, seed, shift=3)
+        return next(batches.epoch(epoch))[1]
 
     assert torch.equal(first(0, 1), first(0, 1))
     assert not torch.equal(first(0, 1), first(0, 2))

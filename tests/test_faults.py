@@ -80,11 +80,11 @@ PROMISES = [
     ("shapes too large", "train_unet --dataset shapes --size 512 --out new",
      "use shapes, --size 128 or less"),
     ("a device of no kind", "train_unet --dataset shapes --device nonsense --out new",
-     "--device nonsense cannot be used: use --device auto or cpu"),
+     "--device nonsense cannot be used: use auto or cpu"),
     ("a device that does not train", "train_unet --dataset shapes --device meta --out new",
-     "use --device auto or cpu"),
+     "use auto or cpu"),
     ("a device of another package", "train_unet --dataset shapes --device hpu --out new",
-     "--device hpu cannot be used: use --device auto or cpu"),
+     "--device hpu cannot be used: use auto or cpu"),
     ("a figure of photos", "evaluate --ckpt run/last.pt --images half/train --figure f.png",
      "do not go with --images"),
     ("curves and rows", "evaluate --ckpt run/last.pt --curves c.png --json rows.json",
@@ -118,7 +118,7 @@ PROMISES = [
 ]
 if not torch.cuda.is_available():
     PROMISES.append(("a CUDA device that is absent", "train_unet --device cuda --out new",
-                     "--device cuda cannot be used: use --device auto or cpu"))
+                     "--device cuda cannot be used: use auto or cpu"))
 
 
 class Malice:

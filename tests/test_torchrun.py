@@ -99,7 +99,7 @@ def check_the_first_gradient(whole):
             args = train_unet.build_parser().parse_args(FLAGS)
             training, validation, _ = data.load_training(args)
             assert (len(training.images), len(validation.images)) == (45, 5)
-            batches = data.Batches(training.images, "rgb", args.batch_size, args.seed)
+            batches = data.Batches(training.images, "rgb", args.batch_size, args.seed, shift=3)
         gray, target = next(batches.epoch(1))
         assert len(gray) == 8
         torch.manual_seed(0)
