@@ -88,7 +88,7 @@ def add_flags(parser):
         help="validation pictures: at random, or evenly out of the order by hue (%(default)s)")
     add("--batch-size", type=number(int, 2, 10**6), default=128, help="pictures a step (128)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0,
-        help="of the weights, the draw of --limit, the split, order and flips (%(default)s)")
+        help="of the weights, the draw of --limit, the split, order, flips, shifts (%(default)s)")
 
 
 # --------------------------------------------------------------------------------------- datasets
@@ -234,7 +234,7 @@ def downloading():
 
 def _load_cifar10(root, size, train, limit, seed):
     if size != 32:
-        raise DataError(f"CIFAR-10's pictures are 32x32, not {size}x{size}: use --size 32")
+        raise DataError(f"CIFAR-10 is not {size}x{size}: use --size 32, or --dataset folder")
     from torchvision.datasets import CIFAR10 as cifar10  # takes seconds, so not at the start
     names = [*dict(cifar10.train_list + cifar10.test_list), "batches.meta", "readme.html", "."]
     written = [root / cifar10.base_folder / name for name in names] + [root / cifar10.filename]
@@ -460,10 +460,10 @@ class Batches:
     """Shuffled, randomly flipped, colour-converted batches of pictures that stay on their device.
 
     images: uint8 (N, 3, H, W), N >= 2. A `batch_size` above N means one batch of all N. A last
-    batch of one picture is left out, because BatchNorm cannot normalize it. `shift` moves each
-    picture at random, by up to so many pixels each way; mirrored edges fill in. Two Batches of as
-    many pictures and of one seed go through them in the same order, with the same flips. Several
-    processes share a batch: each has its part, of its own pictures.
+    batch of one picture is left out, because BatchNorm cannot normalize it. `shift`, below H and
+    W, moves each picture at random by up to so many pixels each way; mirrored edges fill in. Two
+    Batches of as many pictures and of one seed go through them in the same order, with the same
+    flips. Several processes share a batch: each has its part, of its own pictures.
     """
 
     def __init__(self, images, color, batch_size, seed, labels=None, shift=0):
@@ -479,18 +479,18 @@ class Batches:
 
     def epoch(self, epoch):
         """Yield (gray, target[, labels]); (seed, epoch) alone decides order, flips and shifts."""
-        n, random = len(self.images), np.random.RandomState([self.seed, epoch])
+        n, s, random = len(self.images), self.shift, np.random.RandomState([self.seed, epoch])
         order = torch.from_numpy(random.permutation(n).astype(np.int64))
         flips = torch.from_numpy(random.rand(n, 1, 1, 1) < 0.5)
-        shifts = torch.from_numpy(random.randint(-self.shift, self.shift + 1, (n, 2), np.int64))
-        parts = (x.to(self.images.device).split(self.batch_size) for x in (order, flips, shifts))
-        for chosen, flip, shift in list(zip(*parts))[: len(self)]:  # without a last batch of one
+        corners = torch.from_numpy(s - random.randint(-s, s + 1, (n, 2), np.int64))  # of crops
+        parts = (x.to(self.images.device).split(self.batch_size) for x in (order, flips, corners))
+        for chosen, flip, corner in list(zip(*parts))[: len(self)]:  # without a last batch of one
             batch = self.images[chosen]
             batch = torch.where(flip, batch.flip(-1), batch).float()
-            padded = F.pad(batch, [self.shift] * 4, "reflect")
-            windows = padded.unfold(2, batch.shape[2], 1).unfold(3, batch.shape[3], 1)
-            y, x = (self.shift - shift).unbind(1)  # where the windows begin
-            batch = windows[torch.arange(len(batch), device=batch.device), :, y, x]
+            (h, w), (y, x) = batch.shape[2:], corner.unbind(1)
+            # A view of all crops, (B, 3, 2 s + 1, 2 s + 1, H, W), and then one of each picture.
+            batch = F.pad(batch, [s] * 4, "reflect").unfold(2, h, 1).unfold(3, w, 1)
+            batch = batch[torch.arange(len(batch), device=batch.device), :, y, x]
             gray, target = to_gray_and_target(batch, self.color)
             target = target.contiguous(memory_format=memory_format(target.device))
             yield (gray, target) if self.labels is None else (gray, target, self.labels[chosen])

@@ -472,10 +472,10 @@ class Run:
         """With --overwrite: what is of another run, or of later epochs."""
         with contextlib.suppress(OSError):
             (self.out / "curves.png").unlink()
-        resumed = self.args.resume and Path(self.args.resume).resolve().parent
+        resumed_in = self.args.resume and Path(self.args.resume).resolve().parent
         for path in [*self.out.glob("samples/epoch_*.png"), *self.out.glob("epoch_*.pt")]:
             number = path.stem.removeprefix("epoch_")
-            if number.isdigit() and not (resumed == self.out.resolve() and int(number) <= epoch):
+            if number.isdigit() and not (resumed_in == self.out.resolve() and int(number) <= epoch):
                 path.unlink()
 
 
@@ -715,10 +715,10 @@ def main(argv=None):
     worst_first = (psnrs[-1] - psnrs[0]).argsort().tolist()
     best, worst = worst_first[::-1][:FIGURE_EXTREME], worst_first[:FIGURE_EXTREME]
     labels = ["random"] * len(random) + ["best"] * len(best) + ["worst"] * len(worst)
-    systems = ((x, load(path), own["color"]) for x, path, own in zip(titles, args.ckpt, trained))
+    drawn = ((title, load(path), x["color"]) for title, path, x in zip(titles, args.ckpt, trained))
     chosen = images[random + best + worst]
     figure = args.figure or "comparison.png"
-    save_picture(draw_comparison(systems, chosen, labels, args.saturation), figure)
+    save_picture(draw_comparison(drawn, chosen, labels, args.saturation), figure)
     print(f"drew {figure}")
 
 

@@ -483,7 +483,7 @@ def parse_args(parser, script, argv, stages=()):
             over = " and is past that stage" if name in past else ""
             raise RunError(f"{flag} {given} contradicts {args.resume}, which has {before}{over}: "
                            f"leave {flag} out, or start a new run")
-        print(f"{flag} raised from {before} to {given}: the schedule is new", file=sys.stderr)
+        print(f"{flag} raised from {before} to {given}: a new rate schedule", file=sys.stderr)
     return args, checkpoint
 
 

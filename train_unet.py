@@ -45,7 +45,7 @@ def train(args, run):
     autocast, scaler = models.mixed_precision(device, args.amp)
     training, validation, dropped = data.load_training(args)
     batches = data.Batches(training.images.to(device), args.color, args.batch_size, args.seed,
-                           shift=3)  # pixels: without, width 32 overfits in the last epochs
+                           shift=3)  # pixels each way; unshifted, width 32 overfits in the end
     run.start(args.epochs, batches, validation.images.to(device), dropped)
 
     torch.manual_seed(args.seed)

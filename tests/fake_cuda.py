@@ -76,7 +76,7 @@ def test_what_waits_for_the_device_or_mixes_devices_fails_here():
 @pytest.mark.parametrize("color", data.CHANNELS)
 def test_batches_are_made_on_the_device(color):
     labels = torch.zeros(5, dtype=torch.int64, device="cuda")
-    steps = list(data.Batches(pictures(), color, 2, 0, labels).epoch(1))
+    steps = list(data.Batches(pictures(), color, 2, 0, labels, shift=3).epoch(1))
     assert len(steps) == 2
     for gray, target, _ in steps:
         assert on_cuda(gray, target) and target.shape[1] == data.CHANNELS[color]
